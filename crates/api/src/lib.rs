@@ -1,0 +1,17 @@
+//! REST wire types, and the ids and names that every other crate uses. No I/O.
+//!
+//! The types are the contract with users and scripts: a change here is a change of the API.
+
+pub mod app;
+pub mod audit;
+pub mod exec;
+pub mod gateway;
+pub mod names;
+pub mod operation;
+pub mod problem;
+
+pub use names::{
+    Domain, HostName, ImageDigest, ImageName, InstanceId, InstanceName, InterfaceName, InvalidName,
+    MacAddr, NodeName, OperationId, RecipeId, ZoneName,
+};
+pub use problem::Problem;
