@@ -1,0 +1,7 @@
+//! The agent protocol: what the controller and the agent in a guest say to each other. No I/O.
+//!
+//! Messages travel as JSON. Unknown fields are refused on the way to the agent (an old agent must
+//! not half-apply a newer state) and tolerated on the way back.
+
+pub mod attach;
+pub mod gateway;
