@@ -1,0 +1,374 @@
+//! The one thread that writes. Owns the file, the head and the open intents; takes commands from the
+//! queue, writes all that are waiting as one batch with one sync, then answers each.
+//!
+//! ```text
+//!   opened ──batch──▶ write ok, sync ok ─▶ answers
+//!                       │        └ sync failed ─▶ stopped: what is on disk is uncertain, open again
+//!                       └ write failed ─▶ cut back to whole records ─▶ errors; outcomes are kept ("owed")
+//!                                         and written, after a note of the failure, with the next batch
+//! ```
+
+use std::collections::{HashMap, HashSet};
+use std::io::BufReader;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::chain::{Open, Problem, Walker};
+use crate::command::{Command, Reply};
+use crate::error::Error;
+use crate::file::{LogFile, NotAppended};
+use crate::head::Head;
+use crate::lines::Lines;
+use crate::log::{Clock, MAX_OPEN_INTENTS, Options, correlation_id};
+use crate::record::{Draft, Subject, Verdict};
+
+/// How many records are written with one sync.
+const BATCH: usize = 64;
+
+/// Opens the log, says whether that worked, and serves the queue to its end.
+pub(crate) fn run(
+    path: &Arc<Path>,
+    options: Options,
+    ready: oneshot::Sender<Result<watch::Receiver<Head>, Error>>,
+    mut queue: mpsc::Receiver<Command>,
+) {
+    let mut writer = match Writer::open(path, options) {
+        Ok(writer) => writer,
+        Err(e) => {
+            // Nobody is there to be told when the opener has gone away.
+            let _: Result<(), _> = ready.send(Err(e));
+            return;
+        }
+    };
+    if ready.send(Ok(writer.heads.subscribe())).is_err() {
+        return;
+    }
+    let mut close = None;
+    while close.is_none()
+        && let Some(first) = queue.blocking_recv()
+    {
+        let waiting = std::iter::from_fn(|| queue.try_recv().ok()).take(BATCH - 1);
+        let mut batch = Vec::new();
+        for command in std::iter::once(first).chain(waiting) {
+            match command {
+                Command::Close { reply } => {
+                    close = Some(reply);
+                    break;
+                }
+                command => batch.push(command),
+            }
+        }
+        writer.commit(batch);
+    }
+    drop(queue);
+    drop(writer);
+    if let Some(reply) = close {
+        // Whoever asked may have stopped waiting; the file is closed all the same.
+        let _: Result<(), _> = reply.send(());
+    }
+}
+
+struct Writer {
+    path: Arc<Path>,
+    file: LogFile,
+    head: Head,
+    clock: Clock,
+    open: HashMap<String, Open>,
+    heads: watch::Sender<Head>,
+    owed: Vec<Draft>,
+    undone: Option<Undone>,
+    stopped: Option<Error>,
+}
+
+/// Writes that were cut off again since the last one that worked.
+struct Undone {
+    bytes: u64,
+    times: u64,
+    error: String,
+}
+
+/// A draft on its way into the file.
+struct Step {
+    kind: Kind,
+    draft: Draft,
+    reply: Option<Reply>,
+}
+
+#[derive(PartialEq, Eq, Clone, Copy)]
+enum Kind {
+    Intent,
+    Outcome,
+    Refused,
+    Note,
+}
+
+impl Writer {
+    fn open(path: &Arc<Path>, options: Options) -> Result<Self, Error> {
+        let mut file = LogFile::open(path)?;
+        let mut walker = Walker::new(options.anchor);
+        let mut lines = Lines::new(BufReader::new(file.rewound()?));
+        while let Some(line) = lines.next().map_err(|e| Error::io("read", path, e))? {
+            walker.feed(&line);
+        }
+        walker.end();
+        let mut findings = walker.findings.iter();
+        if let Some(finding) = findings.find(|f| !matches!(f.problem, Problem::Torn { .. })) {
+            return Err(Error::Broken {
+                path: path.to_path_buf(),
+                finding: Box::new(finding.clone()),
+            });
+        }
+        let next_seq = walker.head.seq.saturating_add(1);
+        if let Some(offset) = walker.torn_at {
+            file.set_tail_aside(offset, next_seq)?;
+        }
+        let mut writer = Self {
+            path: Arc::clone(path),
+            file,
+            head: walker.head,
+            clock: options.clock,
+            open: HashMap::new(),
+            heads: watch::Sender::new(walker.head),
+            owed: Vec::new(),
+            undone: None,
+            stopped: None,
+        };
+        writer.recover(next_seq, walker.open)?;
+        Ok(writer)
+    }
+
+    /// Tells of a torn tail and closes the intents of the last writer.
+    fn recover(&mut self, next_seq: u64, open: HashMap<String, Open>) -> Result<(), Error> {
+        let mut drafts = Vec::new();
+        let tails = self.file.set_aside(next_seq)?;
+        if !tails.is_empty() {
+            let tails: Vec<_> = tails
+                .iter()
+                .map(|tail| {
+                    let name = tail.path.file_name().unwrap_or_default();
+                    json!({"file": name.to_string_lossy(), "bytes": tail.bytes,
+                           "sha256": tail.sha256, "head": tail.head})
+                })
+                .collect();
+            drafts.push(self.note("audit.truncated-tail", json!({"tails": tails}))?);
+        }
+        let mut open: Vec<_> = open.into_iter().collect();
+        open.sort_by_key(|(_, intent)| intent.seq);
+        drafts.extend(open.into_iter().map(|(id, intent)| Draft {
+            time: (self.clock)(),
+            id,
+            subject: intent.subject,
+            detail: json!({"reason": "no outcome was written before the log was opened again"}),
+            verdict: Verdict::Unknown,
+            exit_code: None,
+            duration_ms: None,
+        }));
+        if drafts.is_empty() {
+            return Ok(());
+        }
+        match self.write(drafts.iter()) {
+            Ok(_) => Ok(()),
+            Err(
+                NotAppended::Refused(e)
+                | NotAppended::Undone { error: e, .. }
+                | NotAppended::Uncertain(e),
+            ) => Err(e),
+        }
+    }
+
+    fn note(&self, action: &str, detail: Value) -> Result<Draft, Error> {
+        Ok(Draft {
+            time: (self.clock)(),
+            id: correlation_id()?,
+            subject: Subject {
+                actor: "proximity".to_owned(),
+                action: action.to_owned(),
+                target: "audit".to_owned(),
+                channel: None,
+            },
+            detail,
+            verdict: Verdict::Note,
+            exit_code: None,
+            duration_ms: None,
+        })
+    }
+
+    fn commit(&mut self, commands: Vec<Command>) {
+        let mut steps = self.owed_steps();
+        steps.extend(commands.into_iter().filter_map(|c| self.stage(c)));
+        if steps.is_empty() {
+            return;
+        }
+        let written = match self.stopped.clone() {
+            Some(e) => Err(NotAppended::Refused(e)),
+            None => self.write(steps.iter().map(|step| &step.draft)),
+        };
+        match written {
+            Ok(heads) => {
+                self.undone = None;
+                for (step, head) in steps.into_iter().zip(heads) {
+                    answer(step.reply, Ok(head));
+                }
+            }
+            Err(NotAppended::Refused(error)) => self.give_up(steps, &error),
+            Err(NotAppended::Undone { bytes, error }) => {
+                let before = self.undone.take();
+                self.undone = Some(Undone {
+                    bytes: before.as_ref().map_or(0, |u| u.bytes).saturating_add(bytes),
+                    times: before.as_ref().map_or(0, |u| u.times).saturating_add(1),
+                    error: with_cause(&error),
+                });
+                self.give_up(steps, &error);
+            }
+            Err(NotAppended::Uncertain(error)) => {
+                self.stopped = Some(Error::closed(
+                    &self.path,
+                    &format!("an earlier write failed: {}", with_cause(&error)),
+                ));
+                self.give_up(steps, &error);
+            }
+        }
+    }
+
+    /// What must stand in the file before anything else does.
+    fn owed_steps(&mut self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        if let Some(undone) = &self.undone {
+            let detail =
+                json!({"bytes": undone.bytes, "times": undone.times, "error": undone.error});
+            // Without random bytes for its id the note waits for the next batch.
+            if let Ok(draft) = self.note("audit.undone-write", detail) {
+                steps.push(Step {
+                    kind: Kind::Note,
+                    draft,
+                    reply: None,
+                });
+            }
+        }
+        steps.extend(self.owed.drain(..).map(|draft| Step {
+            kind: Kind::Outcome,
+            draft,
+            reply: None,
+        }));
+        steps
+    }
+
+    fn stage(&mut self, command: Command) -> Option<Step> {
+        let time = (self.clock)();
+        let draft = |id, subject, detail, verdict| Draft {
+            time,
+            id,
+            subject,
+            detail,
+            verdict,
+            exit_code: None,
+            duration_ms: None,
+        };
+        match command {
+            Command::Intent {
+                id,
+                subject,
+                detail,
+                reply,
+            } => {
+                if self.open.len().saturating_add(self.owed.len()) >= MAX_OPEN_INTENTS {
+                    let limit = MAX_OPEN_INTENTS;
+                    answer(Some(reply), Err(Error::TooManyOpen { limit }));
+                    return None;
+                }
+                let open = Open {
+                    seq: 0,
+                    subject: subject.clone(),
+                };
+                self.open.insert(id.clone(), open);
+                Some(Step {
+                    kind: Kind::Intent,
+                    draft: draft(id, subject, detail, Verdict::Intent),
+                    reply: Some(reply),
+                })
+            }
+            Command::Finish { id, closing, reply } => {
+                // An intent that was given up before it was sent has nothing to close.
+                let mut subject = self.open.remove(&id)?.subject;
+                subject.channel = closing.channel.or(subject.channel);
+                subject.target = closing.target.unwrap_or(subject.target);
+                let mut draft = draft(id, subject, closing.detail, closing.verdict);
+                draft.exit_code = closing.exit_code;
+                draft.duration_ms = closing.duration_ms;
+                Some(Step {
+                    kind: Kind::Outcome,
+                    draft,
+                    reply,
+                })
+            }
+            Command::Refused {
+                id,
+                subject,
+                detail,
+                reply,
+            } => Some(Step {
+                kind: Kind::Refused,
+                draft: draft(id, subject, detail, Verdict::Refused),
+                reply: Some(reply),
+            }),
+            Command::Close { .. } => None,
+        }
+    }
+
+    /// Writes and syncs all or nothing; gives the head after each.
+    fn write<'a>(
+        &mut self,
+        drafts: impl Iterator<Item = &'a Draft>,
+    ) -> Result<Vec<Head>, NotAppended> {
+        let mut head = self.head;
+        let mut bytes = Vec::new();
+        let mut heads = Vec::new();
+        for draft in drafts {
+            let (line, next) = draft.seal(head).map_err(|e| {
+                NotAppended::Refused(Error::io("encode a record for", &self.path, e))
+            })?;
+            bytes.extend_from_slice(&line);
+            heads.push(next);
+            head = next;
+        }
+        self.file.append(&bytes)?;
+        self.head = head;
+        self.heads.send_replace(head);
+        Ok(heads)
+    }
+
+    /// Tells everybody that nothing was written, and keeps the outcomes of written intents.
+    fn give_up(&mut self, steps: Vec<Step>, error: &Error) {
+        let mut never_written = HashSet::new();
+        for step in steps {
+            match step.kind {
+                Kind::Intent => {
+                    self.open.remove(&step.draft.id);
+                    never_written.insert(step.draft.id);
+                }
+                Kind::Outcome if !never_written.contains(&step.draft.id) => {
+                    self.owed.push(step.draft);
+                }
+                Kind::Outcome | Kind::Refused | Kind::Note => {}
+            }
+            answer(step.reply, Err(error.clone()));
+        }
+    }
+}
+
+fn answer(reply: Option<Reply>, result: Result<Head, Error>) {
+    if let Some(reply) = reply {
+        // A caller that stopped waiting is served by its guard, see `log::Intent`.
+        let _: Result<(), _> = reply.send(result);
+    }
+}
+
+fn with_cause(error: &Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
