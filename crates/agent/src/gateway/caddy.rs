@@ -1,0 +1,169 @@
+//! Caddy's configuration: the one writer of it.
+//!
+//! It holds the zone's domain and nothing of any route: a request for `NAME.DOMAIN` goes to the
+//! unix socket of that name, which the relay owns. So routes come and go without a reload, and
+//! nobody else's connection notices. Never contains a value that a guest or a client chose.
+
+use std::path::Path;
+use std::time::Duration;
+
+use wire::gateway::ZoneNetwork;
+
+use super::identity::CaddyUser;
+use super::paths::Paths;
+use super::system::Command;
+use super::word::{UnsafeWord, word};
+
+/// The reverse proxy of a zone.
+pub fn render(network: &ZoneNetwork, paths: &Paths) -> Result<String, UnsafeWord> {
+    let domain = word(&network.domain)?;
+    let admin = word(paths.caddy_admin().display())?;
+    let routes = word(paths.routes().display())?;
+    let operator_sites = word(paths.operator_sites().display())?;
+    Ok(format!(
+        r#"# Written by proximity-agent from the zone's desired state; changes here are lost.
+# Sites of your own go to {operator_sites}/NAME.caddy.
+{{
+	admin unix/{admin}
+	auto_https disable_redirects
+	skip_install_trust
+	servers {{
+		protocols h1 h2
+		timeouts {{
+			read_header 15s
+			idle 5m
+		}}
+	}}
+}}
+
+(access_log) {{
+	log {{
+		output file /var/log/caddy/access.log {{
+			roll_size 10MiB
+			roll_keep 4
+		}}
+		format json
+	}}
+}}
+
+# The socket is looked for first, so that an unknown name can be told from an app that is down.
+(route) {{
+	import access_log
+	@known file {{
+		root {routes}
+		try_files /{{args.0}}
+	}}
+	handle @known {{
+		reverse_proxy unix/{routes}/{{args.0}} {{
+			transport http {{
+				dial_timeout 5s
+			}}
+		}}
+	}}
+	handle {{
+		header Content-Type "text/plain; charset=utf-8"
+		respond "No app answers to this name (404). See: proximity route list" 404
+	}}
+	handle_errors {{
+		header Content-Type "text/plain; charset=utf-8"
+		respond "The app behind this name does not answer ({{http.error.status_code}}). See: proximity app list"
+	}}
+}}
+
+http://*.{domain} {{
+	import route {{http.request.host}}
+}}
+
+https://*.{domain} {{
+	tls internal
+	import route {{http.request.host}}
+}}
+
+# Every browser leads *.localhost to this machine: a preview for whoever forwards port 80.
+http://*.localhost {{
+	import route {{http.request.host.labels.1}}.{domain}
+}}
+
+http:// {{
+	import access_log
+	header Content-Type "text/plain; charset=utf-8"
+	respond "No app answers to this name (404). See: proximity route list" 404
+}}
+
+import {operator_sites}/*.caddy
+"#
+    ))
+}
+
+/// Caddy's own check of a configuration file. Run as Caddy's user: the check makes the internal CA
+/// if there is none yet, and a CA that root made could not be read by the service.
+pub fn validate(candidate: &Path, user: Option<CaddyUser>) -> Command {
+    let file = candidate.display().to_string();
+    let argv = [
+        "caddy",
+        "validate",
+        "--config",
+        &file,
+        "--adapter",
+        "caddyfile",
+    ];
+    let mut command = Command::new(&argv, Duration::from_secs(30)).env("HOME", "/var/lib/caddy");
+    if let Some(user) = user {
+        command = command.user(user.uid, user.gid);
+    }
+    command
+}
+
+/// Hands the file to the running Caddy. It answers when the new configuration serves.
+pub fn reload(paths: &Paths) -> Command {
+    let file = paths.caddyfile().display().to_string();
+    let admin = format!("unix/{}", paths.caddy_admin().display());
+    let argv = [
+        "caddy",
+        "reload",
+        "--config",
+        &file,
+        "--adapter",
+        "caddyfile",
+        "--address",
+        &admin,
+        "--force",
+    ];
+    Command::new(&argv, Duration::from_secs(30)).env("HOME", "/var/lib/caddy")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::fake;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_proxy_of_the_default_zone() {
+        insta::assert_snapshot!(render(&fake::state().network, &Paths::appliance()).unwrap());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(network in fake::any_network()) {
+            let text = render(&network, &Paths::appliance()).unwrap();
+            prop_assert_eq!(text.matches('{').count(), text.matches('}').count());
+            let domain = network.domain.as_str();
+            let mut sites: Vec<_> = text
+                .lines()
+                .filter(|l| l.starts_with("http"))
+                .map(|l| l.trim_end_matches(" {"))
+                .collect();
+            sites.sort_unstable();
+            let wanted = [
+                "http://".to_owned(),
+                format!("http://*.{domain}"),
+                "http://*.localhost".to_owned(),
+                format!("https://*.{domain}"),
+            ];
+            let mut wanted = wanted.to_vec();
+            wanted.sort_unstable();
+            prop_assert_eq!(sites, wanted);
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! Reservations and names of instances: the one writer of dnsmasq's host files, and their plan.
+//!
+//! An instance has two files named by its id, one in dnsmasq's `dhcp-hostsdir` and one in its
+//! `hostsdir`. What dnsmasq 2.90 does with them, found out by trying:
+//! * a file added to either is read at once (inotify), and events are handled in order;
+//! * a names file replaced or removed is followed at once, too;
+//! * a reservation replaced or removed stays in force until SIGHUP.
+//!
+//! So reservations go or change by removal and SIGHUP first, and are then written anew. Planning is
+//! pure; [`read`] and [`write()`] are the only parts that touch files.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use api::{HostName, InstanceName, MacAddr};
+use wire::gateway::{GatewayState, NameRecord};
+
+use super::paths::Paths;
+use super::word::{UnsafeWord, word};
+use crate::durable::{self, FileError, Keep};
+
+/// The files of one of the two directories: name to content.
+pub type Files = BTreeMap<String, String>;
+
+/// All host files, as they are or as they should be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostFiles {
+    /// `dhcp-hostsdir`.
+    pub reservations: Files,
+    /// `hostsdir`.
+    pub names: Files,
+}
+
+/// An instance's reserved address as it stands in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reservation {
+    /// The Ethernet address it is for.
+    pub mac: MacAddr,
+    /// The address that it gets.
+    pub address: Ipv4Addr,
+}
+
+impl fmt::Display for Reservation {
+    /// One line that [`parse_reservation`] reads.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{},{}", self.mac, self.address)
+    }
+}
+
+/// The files that `state` asks for.
+pub fn wanted(state: &GatewayState) -> Result<HostFiles, UnsafeWord> {
+    let mut files = HostFiles::default();
+    let (domain, lease_s) = (word(&state.network.domain)?, word(state.network.lease_s)?);
+    for host in &state.hosts {
+        let (file, name, address) = (
+            word(&host.instance)?,
+            word(&host.name)?,
+            word(host.address)?,
+        );
+        let mac = word(host.mac)?;
+        // No name here: it would become a DNS name that stays as long as the lease.
+        let reservation = format!("{mac},{address},{lease_s}\n");
+        let names = format!("{address} {name}.{domain} {name}\n");
+        files.reservations.insert(file.clone(), reservation);
+        files.names.insert(file, names);
+    }
+    Ok(files)
+}
+
+/// Reads a reservation back.
+pub fn parse_reservation(content: &str) -> Option<Reservation> {
+    let mut fields = content.trim_end().split(',');
+    Some(Reservation {
+        mac: fields.next()?.parse().ok()?,
+        address: fields.next()?.parse().ok()?,
+    })
+}
+
+/// Reads the record of a names file back.
+pub fn parse_names(content: &str) -> Option<NameRecord> {
+    let mut words = content.split_ascii_whitespace();
+    let address = words.next()?.parse().ok()?;
+    let name = words.next()?.parse().ok()?;
+    Some(NameRecord { name, address })
+}
+
+/// What has to be done to the files, in the order of the fields.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct HostPlan {
+    /// Reservation files to remove, which takes a SIGHUP to be effective. Changed ones are among
+    /// them and written anew afterwards.
+    pub forget: Vec<String>,
+    /// Names files to remove.
+    pub unname: Vec<String>,
+    /// Reservations that hold no more; their leases are given back.
+    pub released: Vec<Reservation>,
+    /// Names that must not have these addresses any more once the files are gone.
+    pub gone: Vec<NameRecord>,
+    /// Reservation files to write.
+    pub reserve: Files,
+    /// Names files to write.
+    pub name: Files,
+    /// Names that must not have these addresses any more once files are replaced.
+    pub renamed: Vec<NameRecord>,
+    /// Names of the hosts withdrawn.
+    pub withdrawn: Vec<InstanceName>,
+    /// Names of the hosts published or changed.
+    pub published: Vec<InstanceName>,
+}
+
+impl HostPlan {
+    /// What `wanted` asks for where `found` stands now.
+    pub fn new(wanted: &HostFiles, found: &HostFiles) -> Self {
+        let mut plan = Self::default();
+        let kept: Vec<_> = wanted
+            .reservations
+            .values()
+            .filter_map(|c| parse_reservation(c))
+            .collect();
+        for (file, content) in &found.reservations {
+            if wanted.reservations.get(file) != Some(content) {
+                plan.forget.push(file.clone());
+                let reservation = parse_reservation(content);
+                plan.released
+                    .extend(reservation.filter(|r| !kept.contains(r)));
+            }
+        }
+        plan.reserve = missing(&wanted.reservations, &found.reservations);
+        plan.plan_names(wanted, found);
+        plan
+    }
+
+    fn plan_names(&mut self, wanted: &HostFiles, found: &HostFiles) {
+        let kept: Vec<_> = wanted
+            .names
+            .values()
+            .filter_map(|c| parse_names(c))
+            .collect();
+        for (file, content) in &found.names {
+            let record = parse_names(content);
+            let stale = record.clone().filter(|r| !kept.contains(r));
+            if !wanted.names.contains_key(file) {
+                self.unname.push(file.clone());
+                self.gone.extend(stale);
+                self.withdrawn
+                    .extend(record.and_then(|r| instance_name(&r.name)));
+            } else if wanted.names.get(file) != Some(content) {
+                self.renamed.extend(stale);
+            }
+        }
+        self.name = missing(&wanted.names, &found.names);
+        self.published = wanted
+            .names
+            .iter()
+            .filter(|(file, _)| self.name.contains_key(*file) || self.reserve.contains_key(*file))
+            .filter_map(|(_, content)| instance_name(&parse_names(content)?.name))
+            .collect();
+        self.published.sort();
+        self.withdrawn.sort();
+    }
+
+    /// Reservations that will be written.
+    pub fn reserved(&self) -> Vec<Reservation> {
+        let contents = self.reserve.values();
+        contents.filter_map(|c| parse_reservation(c)).collect()
+    }
+
+    /// Records that DNS must answer when the plan is done.
+    pub fn present(&self) -> Vec<NameRecord> {
+        self.name.values().filter_map(|c| parse_names(c)).collect()
+    }
+}
+
+/// Files of `wanted` that are not in `found` as they should be.
+fn missing(wanted: &Files, found: &Files) -> Files {
+    let differs = |(file, content): &(&String, &String)| found.get(*file) != Some(*content);
+    let owned = |(file, content): (&String, &String)| (file.clone(), content.clone());
+    wanted.iter().filter(differs).map(owned).collect()
+}
+
+fn instance_name(host: &HostName) -> Option<InstanceName> {
+    host.as_str().split('.').next()?.parse().ok()
+}
+
+/// All host files as they are. Files that a crash left half-written (dot files) are removed.
+pub fn read(paths: &Paths) -> Result<HostFiles, FileError> {
+    Ok(HostFiles {
+        reservations: read_directory(&paths.reservations())?,
+        names: read_directory(&paths.names())?,
+    })
+}
+
+fn read_directory(directory: &Path) -> Result<Files, FileError> {
+    let mut files = Files::new();
+    let list = match fs::read_dir(directory) {
+        Ok(list) => list,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(files),
+        Err(e) => return Err(FileError::new("list", directory)(e)),
+    };
+    for entry in list {
+        let entry = entry.map_err(FileError::new("list", directory))?;
+        let path = entry.path();
+        let Ok(file) = entry.file_name().into_string() else {
+            durable::remove_if_there(&path)?;
+            continue;
+        };
+        if file.starts_with('.') {
+            durable::remove_if_there(&path)?;
+        } else if let Some(content) = durable::read_if_there(&path)? {
+            files.insert(file, String::from_utf8_lossy(&content).into_owned());
+        }
+    }
+    Ok(files)
+}
+
+/// The records of all names files, sorted by name.
+pub fn records(paths: &Paths) -> Result<Vec<NameRecord>, FileError> {
+    let names = read_directory(&paths.names())?;
+    let mut records: Vec<_> = names.values().filter_map(|c| parse_names(c)).collect();
+    records.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(records)
+}
+
+/// Writes files by renaming, so that dnsmasq never reads a half of one.
+pub fn write(directory: &Path, files: &Files) -> Result<(), FileError> {
+    files.iter().try_for_each(|(file, content)| {
+        durable::replace(
+            &directory.join(file),
+            content.as_bytes(),
+            0o644,
+            Keep::Derived,
+        )
+    })
+}
+
+/// Removes files; those that are gone already are fine.
+pub fn remove(directory: &Path, files: &[String]) -> Result<(), FileError> {
+    files
+        .iter()
+        .try_for_each(|file| durable::remove_if_there(&directory.join(file)).map(|_| ()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::fake::{self, host};
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_files_of_the_default_state() {
+        insta::assert_debug_snapshot!(wanted(&fake::state()).unwrap());
+    }
+
+    #[test]
+    fn nothing_to_do_when_all_is_there() {
+        let files = wanted(&fake::state()).unwrap();
+        assert_eq!(HostPlan::new(&files, &files), HostPlan::default());
+    }
+
+    #[test]
+    fn an_address_that_moves_to_another_instance_is_forgotten_first() {
+        let mut state = fake::state();
+        let before = wanted(&state).unwrap();
+        state.hosts[0] = host(9, "next", 100);
+        insta::assert_debug_snapshot!(HostPlan::new(&wanted(&state).unwrap(), &before));
+    }
+
+    #[test]
+    fn a_renamed_host_keeps_its_lease() {
+        let mut state = fake::state();
+        let before = wanted(&state).unwrap();
+        state.hosts[0].name = "other".parse().unwrap();
+        let plan = HostPlan::new(&wanted(&state).unwrap(), &before);
+        assert!(plan.forget.is_empty() && plan.released.is_empty() && plan.unname.is_empty());
+        assert_eq!(plan.renamed[0].name.as_str(), "web.prox.local");
+        assert_eq!(plan.present()[0].name.as_str(), "other.prox.local");
+    }
+
+    #[test]
+    fn foreign_and_half_written_files_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::below(dir.path());
+        fs::create_dir_all(paths.names()).unwrap();
+        fs::create_dir_all(paths.reservations()).unwrap();
+        fs::write(paths.names().join(".i-1.new"), "half").unwrap();
+        fs::write(paths.names().join("evil"), "10.20.0.1 bank.example").unwrap();
+        let plan = HostPlan::new(&HostFiles::default(), &read(&paths).unwrap());
+        assert_eq!(plan.unname, ["evil"]);
+        assert!(!paths.names().join(".i-1.new").exists());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(state in fake::any_state()) {
+            let files = wanted(&state).unwrap();
+            prop_assert_eq!(files.names.len(), state.hosts.len());
+            for host in &state.hosts {
+                let reservation = &files.reservations[host.instance.as_str()];
+                prop_assert_eq!(reservation.lines().count(), 1);
+                let parsed = parse_reservation(reservation).unwrap();
+                prop_assert_eq!(parsed, Reservation { mac: host.mac, address: host.address });
+                let names = &files.names[host.instance.as_str()];
+                prop_assert_eq!(names.lines().count(), 1);
+                let record = parse_names(names).unwrap();
+                prop_assert_eq!(record.address, host.address);
+                prop_assert_eq!(record.name, HostName::in_domain(&host.name, &state.network.domain));
+            }
+        }
+
+        #[test]
+        fn a_plan_leads_from_any_state_to_any_other(before in fake::any_state(), after in fake::any_state()) {
+            let (mut files, target) = (wanted(&before).unwrap(), wanted(&after).unwrap());
+            let plan = HostPlan::new(&target, &files);
+            files.reservations.retain(|f, _| !plan.forget.contains(f));
+            files.names.retain(|f, _| !plan.unname.contains(f));
+            files.reservations.extend(plan.reserve.clone());
+            files.names.extend(plan.name.clone());
+            prop_assert_eq!(&files, &target);
+            // Nothing is released or taken for gone that the target still has.
+            for r in &plan.released {
+                prop_assert!(!after.hosts.iter().any(|h| h.mac == r.mac && h.address == r.address));
+            }
+        }
+    }
+}

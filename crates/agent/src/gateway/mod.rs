@@ -1,0 +1,57 @@
+//! What the relay does to its appliance: firewall, DHCP, names, reverse proxy and routes.
+//!
+//! The whole desired state goes in ([`Gateway::apply`]), a report of what holds comes out
+//! ([`Gateway::report`]). Each file that another program reads has one writer over typed values in
+//! a module of its own. Owns `/etc/proximity`, `/etc/nftables.conf`, `/var/lib/proximity` and
+//! `/run/proximity` of the appliance; never touches the guests and never guesses a part of the
+//! state: what was not asked for is withdrawn.
+
+pub mod apply;
+pub mod caddy;
+pub mod dhcp_release;
+pub mod dns_probe;
+pub mod dnsmasq;
+pub mod hosts;
+pub mod identity;
+pub mod kernel;
+pub mod leases;
+pub mod nftables;
+pub mod paths;
+pub mod publish;
+pub mod report;
+pub mod service;
+pub mod state;
+pub mod system;
+pub mod validate;
+pub mod word;
+
+#[cfg(test)]
+mod fake;
+
+use tokio::sync::watch;
+use wire::gateway::GatewayState;
+
+use crate::relay::route::RouteTable;
+use paths::Paths;
+use system::System;
+
+/// An appliance and the system calls by which it is changed.
+pub struct Gateway<S> {
+    paths: Paths,
+    system: S,
+    routes: RouteTable,
+    /// The last state that was accepted, whether or not every part of it could be applied.
+    accepted: watch::Sender<Option<GatewayState>>,
+}
+
+impl<S: System> Gateway<S> {
+    /// The appliance at `paths`; nothing is changed yet.
+    pub fn new(paths: Paths, system: S, routes: RouteTable) -> Self {
+        Self {
+            paths,
+            system,
+            routes,
+            accepted: watch::Sender::new(None),
+        }
+    }
+}

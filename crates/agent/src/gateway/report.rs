@@ -1,0 +1,170 @@
+//! What holds on the appliance right now: everything is read when asked, nothing remembered.
+//!
+//! A source that cannot be read makes its part of the report empty or `unknown`, never the whole
+//! report fail: the report is what people look at when something is broken.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use wire::gateway::{GatewayReport, ServiceReport};
+
+use super::system::{Command, System};
+use super::{Gateway, hosts, leases, nftables};
+use crate::VERSION;
+
+const UNITS: [&str; 3] = ["dnsmasq.service", "caddy.service", "cockpit.socket"];
+
+impl<S: System> Gateway<S> {
+    /// The report of `GET /gateway`.
+    pub async fn report(&self) -> GatewayReport {
+        let (mut services, nftables, addresses, routes) = tokio::join!(
+            services(&self.system),
+            nftables_state(&self.system),
+            addresses(&self.system),
+            self.routes.report(),
+        );
+        services.push(row("nftables", nftables));
+        services.push(row("relay", "active"));
+        services.sort_by(|a, b| a.name.cmp(&b.name));
+        let network = self.accepted.borrow().as_ref().map(|s| s.network.clone());
+        let address_of = |interface: &str| {
+            let found = addresses.iter().find(|(name, _)| name == interface);
+            found.map(|(_, address)| *address)
+        };
+        GatewayReport {
+            agent_version: VERSION.to_owned(),
+            wan_address: network.as_ref().and_then(|n| address_of(n.wan.as_str())),
+            lan_address: network.as_ref().and_then(|n| address_of(n.lan.as_str())),
+            services,
+            leases: told(leases::read(&self.paths))
+                .into_iter()
+                .map(|line| line.lease)
+                .collect(),
+            names: told(hosts::records(&self.paths)),
+            routes,
+        }
+    }
+}
+
+fn row(name: &str, state: &str) -> ServiceReport {
+    ServiceReport {
+        name: name.to_owned(),
+        state: state.to_owned(),
+    }
+}
+
+/// An empty part and a log line for what could not be read.
+fn told<T>(read: Result<Vec<T>, impl std::fmt::Display>) -> Vec<T> {
+    read.unwrap_or_else(|error| {
+        tracing::warn!(%error, "a part of the report could not be read");
+        Vec::new()
+    })
+}
+
+async fn services(system: &impl System) -> Vec<ServiceReport> {
+    let argv: Vec<&str> = ["systemctl", "show", "--property=Id,ActiveState"]
+        .into_iter()
+        .chain(UNITS)
+        .collect();
+    let shown = system
+        .run(Command::new(&argv, Duration::from_secs(5)))
+        .await;
+    let text = shown.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the states of the services could not be read");
+        String::new()
+    });
+    UNITS
+        .iter()
+        .map(|unit| {
+            let name = unit.split('.').next().unwrap_or(unit);
+            row(name, unit_state(&text, unit).unwrap_or("unknown"))
+        })
+        .collect()
+}
+
+/// The state of `unit` in the blocks that `systemctl show` prints, one a unit.
+fn unit_state<'a>(text: &'a str, unit: &str) -> Option<&'a str> {
+    text.split("\n\n").find_map(|block| {
+        let value = |key: &str| {
+            block
+                .lines()
+                .find_map(|l| l.strip_prefix(key)?.strip_prefix('='))
+        };
+        (value("Id") == Some(unit)).then(|| value("ActiveState"))?
+    })
+}
+
+async fn nftables_state(system: &impl System) -> &'static str {
+    match nftables::loaded(system).await {
+        Ok(Some(_)) => "configured",
+        Ok(None) => "missing",
+        Err(error) => {
+            tracing::warn!(%error, "the firewall could not be read");
+            "unknown"
+        }
+    }
+}
+
+/// First global IPv4 address of each interface.
+async fn addresses(system: &impl System) -> Vec<(String, Ipv4Addr)> {
+    let list = Command::new(&["ip", "-j", "-4", "addr", "show"], Duration::from_secs(5));
+    match system.run(list).await {
+        Ok(json) => parse_addresses(&json),
+        Err(error) => {
+            tracing::warn!(%error, "the addresses of the interfaces could not be read");
+            Vec::new()
+        }
+    }
+}
+
+fn parse_addresses(json: &str) -> Vec<(String, Ipv4Addr)> {
+    #[derive(Deserialize)]
+    struct Interface {
+        #[serde(default)]
+        ifname: String,
+        #[serde(default)]
+        addr_info: Vec<Address>,
+    }
+    #[derive(Deserialize)]
+    struct Address {
+        local: Option<Ipv4Addr>,
+        scope: Option<String>,
+    }
+    let interfaces: Vec<Interface> = serde_json::from_str(json).unwrap_or_default();
+    interfaces
+        .into_iter()
+        .filter_map(|interface| {
+            let global = interface
+                .addr_info
+                .iter()
+                .find(|a| a.scope.as_deref() == Some("global"));
+            Some((interface.ifname, global?.local?))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unit_states_are_matched_by_their_whole_name() {
+        let text =
+            "Id=caddy-api.service\nActiveState=failed\n\nId=caddy.service\nActiveState=active\n";
+        assert_eq!(unit_state(text, "caddy.service"), Some("active"));
+        assert_eq!(unit_state(text, "dnsmasq.service"), None);
+        assert_eq!(unit_state("", "caddy.service"), None);
+    }
+
+    #[test]
+    fn addresses_as_iproute2_prints_them() {
+        let json = r#"[{},{"ifindex":1,"ifname":"lo","addr_info":[{"family":"inet","local":"127.0.0.1","prefixlen":8,"scope":"host"}]},
+            {"ifname":"eth0","addr_info":[{"family":"inet","local":"192.0.2.7","prefixlen":24,"scope":"global","dynamic":true}]}]"#;
+        assert_eq!(
+            parse_addresses(json),
+            [("eth0".to_owned(), [192, 0, 2, 7].into())]
+        );
+        assert!(parse_addresses("nonsense").is_empty());
+    }
+}

@@ -1,0 +1,295 @@
+//! Is a desired state one that an appliance can have? Pure: reads nothing, changes nothing.
+//!
+//! Single values were checked when they were parsed; here stands what must hold between them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr};
+
+use api::{Domain, HostName};
+use wire::gateway::{GatewayState, ReservedHost, ZoneNetwork};
+
+/// Ports of the agents, which no route may lead to: an agent is reached through the relay only.
+pub const AGENT_PORTS: std::ops::RangeInclusive<u16> = 39383..=39385;
+
+/// The shortest lease that dnsmasq gives.
+const SHORTEST_LEASE_S: u32 = 120;
+
+/// Why a state was refused: everything that is wrong with it, not only the first thing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", faults.join("; "))]
+pub struct InvalidState {
+    /// One sentence a fault.
+    pub faults: Vec<String>,
+}
+
+/// Checks a whole state. `longest_route_host` comes from the path of the route sockets.
+pub fn validate(state: &GatewayState, longest_route_host: usize) -> Result<(), InvalidState> {
+    let mut faults = Vec::new();
+    network(&state.network, &mut faults);
+    hosts(state, &mut faults);
+    routes(state, longest_route_host, &mut faults);
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(InvalidState { faults })
+    }
+}
+
+fn network(network: &ZoneNetwork, faults: &mut Vec<String>) {
+    let subnet = network.subnet;
+    if subnet != subnet.trunc() {
+        faults.push(format!(
+            "the subnet {subnet} is not a network address (that would be {})",
+            subnet.trunc()
+        ));
+    }
+    if !(8..=29).contains(&subnet.prefix_len()) {
+        faults.push(format!(
+            "the subnet {subnet} must have a prefix length from 8 to 29"
+        ));
+    }
+    for (what, address) in [
+        ("the gateway", network.gateway),
+        ("the first DHCP address", network.dhcp_first),
+        ("the last DHCP address", network.dhcp_last),
+    ] {
+        if let Some(fault) = not_a_place_for_a_host(network, address) {
+            faults.push(format!("{what} {fault}"));
+        }
+    }
+    if network.dhcp_first > network.dhcp_last {
+        faults.push(format!(
+            "the DHCP range {}-{} is empty",
+            network.dhcp_first, network.dhcp_last
+        ));
+    }
+    if (network.dhcp_first..=network.dhcp_last).contains(&network.gateway) {
+        faults.push(format!(
+            "the DHCP range contains the gateway {}",
+            network.gateway
+        ));
+    }
+    if network.lease_s < SHORTEST_LEASE_S {
+        faults.push(format!(
+            "a lease of {} s is shorter than {SHORTEST_LEASE_S} s",
+            network.lease_s
+        ));
+    }
+    if network.wan == network.lan {
+        faults.push(format!("{} cannot be both WAN and LAN", network.wan));
+    }
+    for upstream in &network.upstream_dns {
+        if upstream.is_unspecified()
+            || upstream.is_multicast()
+            || *upstream == IpAddr::V4(network.gateway)
+        {
+            faults.push(format!("{upstream} cannot be an upstream resolver"));
+        }
+    }
+}
+
+fn not_a_place_for_a_host(network: &ZoneNetwork, address: Ipv4Addr) -> Option<String> {
+    let subnet = network.subnet;
+    if !subnet.contains(&address) {
+        Some(format!("{address} is not in {subnet}"))
+    } else if address == subnet.network() || address == subnet.broadcast() {
+        Some(format!(
+            "{address} is the network or broadcast address of {subnet}"
+        ))
+    } else {
+        None
+    }
+}
+
+fn hosts(state: &GatewayState, faults: &mut Vec<String>) {
+    for host in &state.hosts {
+        if let Some(fault) = not_a_place_for_a_host(&state.network, host.address) {
+            faults.push(format!("host {}: {fault}", host.name));
+        }
+        if host.address == state.network.gateway {
+            faults.push(format!(
+                "host {}: {} is the gateway's",
+                host.name, host.address
+            ));
+        }
+        // The group bit: such an address can never be one machine's.
+        if host.mac.bytes().first().is_some_and(|b| b & 1 == 1) || host.mac.bytes() == [0; 6] {
+            faults.push(format!(
+                "host {}: {} is not one machine's address",
+                host.name, host.mac
+            ));
+        }
+    }
+    unique(&state.hosts, "name", |h| &h.name, faults);
+    unique(&state.hosts, "address", |h| &h.address, faults);
+    unique(&state.hosts, "MAC address", |h| &h.mac, faults);
+    unique(&state.hosts, "instance", |h| &h.instance, faults);
+}
+
+fn unique<K: Ord + Display>(
+    hosts: &[ReservedHost],
+    what: &str,
+    key: impl Fn(&ReservedHost) -> &K,
+    faults: &mut Vec<String>,
+) {
+    let mut seen = BTreeMap::new();
+    for host in hosts {
+        if let Some(other) = seen.insert(key(host), &host.name) {
+            faults.push(format!(
+                "hosts {other} and {} have the same {what} {}",
+                host.name,
+                key(host)
+            ));
+        }
+    }
+}
+
+fn routes(state: &GatewayState, longest_host: usize, faults: &mut Vec<String>) {
+    let instances: BTreeSet<_> = state.hosts.iter().map(|h| &h.instance).collect();
+    let mut seen = BTreeSet::new();
+    for route in &state.routes {
+        let host = &route.host;
+        if !seen.insert(host) {
+            faults.push(format!("there are two routes for {host}"));
+        }
+        if !is_name_in(host, &state.network.domain) {
+            faults.push(format!("route {host} is not NAME.{}", state.network.domain));
+        }
+        if host.as_str().len() > longest_host {
+            faults.push(format!(
+                "route {host} is longer than {longest_host} characters"
+            ));
+        }
+        if !instances.contains(&route.instance) {
+            faults.push(format!(
+                "route {host}: instance {} is not among the hosts",
+                route.instance
+            ));
+        }
+        if route.port == 0 {
+            faults.push(format!("route {host}: port 0 cannot be connected to"));
+        }
+        if AGENT_PORTS.contains(&route.port) {
+            faults.push(format!(
+                "route {host}: port {} belongs to the agent",
+                route.port
+            ));
+        }
+    }
+}
+
+/// Is `host` one label in front of `domain`? More labels match no site of the reverse proxy.
+fn is_name_in(host: &HostName, domain: &Domain) -> bool {
+    host.as_str()
+        .strip_suffix(domain.as_str())
+        .and_then(|rest| rest.strip_suffix('.'))
+        .is_some_and(|label| !label.is_empty() && !label.contains('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::fake::{host, route, state};
+
+    fn check(change: impl FnOnce(&mut GatewayState), expect: &str) {
+        let mut s = state();
+        change(&mut s);
+        let fault = validate(&s, 80).expect_err(expect).to_string();
+        assert!(fault.contains(expect), "{fault:?} should tell {expect:?}");
+    }
+
+    #[test]
+    fn a_good_state_passes() {
+        assert_eq!(validate(&state(), 80), Ok(()));
+    }
+
+    #[test]
+    fn networks_that_cannot_be() {
+        check(
+            |s| s.network.subnet = "10.20.0.5/24".parse().unwrap(),
+            "not a network address",
+        );
+        check(
+            |s| s.network.subnet = "10.20.0.0/31".parse().unwrap(),
+            "prefix length",
+        );
+        check(
+            |s| s.network.gateway = [10, 21, 0, 1].into(),
+            "the gateway 10.21.0.1 is not in",
+        );
+        check(|s| s.network.gateway = [10, 20, 0, 255].into(), "broadcast");
+        check(
+            |s| s.network.gateway = [10, 20, 0, 120].into(),
+            "contains the gateway",
+        );
+        check(
+            |s| s.network.dhcp_last = [10, 20, 1, 9].into(),
+            "the last DHCP address 10.20.1.9",
+        );
+        check(|s| s.network.dhcp_last = [10, 20, 0, 9].into(), "is empty");
+        check(|s| s.network.lease_s = 60, "shorter than 120 s");
+        check(
+            |s| s.network.lan = s.network.wan.clone(),
+            "both WAN and LAN",
+        );
+        check(
+            |s| s.network.upstream_dns.push([10, 20, 0, 1].into()),
+            "upstream",
+        );
+    }
+
+    #[test]
+    fn hosts_that_cannot_be() {
+        check(|s| s.hosts.push(host(1, "other", 9)), "same instance");
+        check(|s| s.hosts.push(host(9, "web", 9)), "same name web");
+        check(
+            |s| s.hosts.push(host(9, "other", 100)),
+            "same address 10.20.0.100",
+        );
+        check(|s| s.hosts.push(host(9, "other", 100)), "same MAC address");
+        check(|s| s.hosts.push(host(9, "other", 1)), "is the gateway's");
+        check(|s| s.hosts.push(host(9, "other", 255)), "broadcast");
+        check(
+            |s| s.hosts[0].address = [10, 21, 0, 3].into(),
+            "not in 10.20.0.0/24",
+        );
+        check(
+            |s| s.hosts[0].mac = "ff:ff:ff:ff:ff:ff".parse().unwrap(),
+            "not one machine's",
+        );
+    }
+
+    #[test]
+    fn routes_that_cannot_be() {
+        check(
+            |s| s.routes.push(route("web.prox.local", 1, 81)),
+            "two routes",
+        );
+        check(
+            |s| s.routes.push(route("x.other.local", 1, 80)),
+            "NAME.prox.local",
+        );
+        check(
+            |s| s.routes.push(route("a.b.prox.local", 1, 80)),
+            "NAME.prox.local",
+        );
+        check(
+            |s| s.routes.push(route("evilprox.local", 1, 80)),
+            "NAME.prox.local",
+        );
+        check(
+            |s| s.routes.push(route("x.prox.local", 7, 80)),
+            "not among the hosts",
+        );
+        check(|s| s.routes.push(route("x.prox.local", 1, 0)), "port 0");
+        check(
+            |s| s.routes.push(route("x.prox.local", 1, 39383)),
+            "belongs to the agent",
+        );
+        let long = format!("{}.prox.local", "x".repeat(63));
+        let mut s = state();
+        s.routes.push(route(&long, 1, 80));
+        assert!(validate(&s, 70).is_err() && validate(&s, 80).is_ok());
+    }
+}

@@ -1,0 +1,164 @@
+//! The command line of `proximity-agent`. Parses arguments and hands over to the library.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use agent::client::{self, ClientError};
+use agent::gateway::paths::Paths;
+use agent::gateway::system::Appliance;
+use agent::relay;
+use hyper::Method;
+use lexopt::prelude::*;
+
+const HELP: &str = "\
+proximity-agent: the part of Proximity inside guests and on the appliance
+
+  proximity-agent relay [--state FILE] [--run DIR] [--debug]
+        serve the gateway API on DIR/relay.sock and the routes in DIR/routes
+        (defaults: /var/lib/proximity/gateway.json, /run/proximity)
+  proximity-agent gateway read [--run DIR]
+        print what holds on this appliance, as JSON
+  proximity-agent gateway apply [--run DIR] < STATE
+        make the JSON state on stdin hold; print what was changed, as JSON
+  proximity-agent gateway probe < REQUEST
+        wait until an instance answers as the JSON request says; print what was seen, as JSON
+  proximity-agent attach < REQUEST
+        become the command of a request (started by lxc-attach, see the `wire` crate)
+  proximity-agent version
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 the relay is not reachable.
+";
+
+enum Task {
+    Relay { paths: Paths, debug: bool },
+    Read { paths: Paths },
+    Apply { paths: Paths },
+    Probe,
+    Attach,
+    Print(String),
+}
+
+fn main() -> ExitCode {
+    let task = match parse(lexopt::Parser::from_env()) {
+        // It becomes another program, so it starts without an event loop.
+        Ok(Task::Attach) => return agent::attach::run(),
+        Ok(task) => task,
+        Err(error) => return tell(&format!("{error}\n\n{HELP}"), 2),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(run(task)),
+        Err(error) => tell(&format!("the event loop cannot start: {error}"), 1),
+    }
+}
+
+fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
+    let defaults = Paths::appliance();
+    let (mut state, mut run) = (defaults.state().to_owned(), defaults.run().to_owned());
+    let mut root = PathBuf::from("/");
+    let mut debug = false;
+    let mut words: Vec<String> = Vec::new();
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("state") => state = arguments.value()?.into(),
+            Long("run") => run = arguments.value()?.into(),
+            // For tests: where the appliance's other files are looked for.
+            Long("root") => root = arguments.value()?.into(),
+            Long("debug") => debug = true,
+            Short('h') | Long("help") => return Ok(Task::Print(HELP.to_owned())),
+            Short('V') | Long("version") => return Ok(Task::Print(version())),
+            Value(word) => words.push(word.string()?),
+            _ => return Err(argument.unexpected()),
+        }
+    }
+    let paths = Paths::new(&root, &state, &run);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["relay"] => Ok(Task::Relay { paths, debug }),
+        ["gateway", "read"] => Ok(Task::Read { paths }),
+        ["gateway", "apply"] => Ok(Task::Apply { paths }),
+        ["gateway", "probe"] => Ok(Task::Probe),
+        ["attach"] => Ok(Task::Attach),
+        ["version"] => Ok(Task::Print(version())),
+        ["help"] => Ok(Task::Print(HELP.to_owned())),
+        [] => Err("a command is missing".into()),
+        _ => Err(format!("there is no command {:?}", words.join(" ")).into()),
+    }
+}
+
+fn version() -> String {
+    format!("proximity-agent {}\n", agent::VERSION)
+}
+
+async fn run(task: Task) -> ExitCode {
+    match task {
+        Task::Print(text) => print(text.as_bytes()),
+        Task::Attach => agent::attach::run(),
+        Task::Probe => probe().await,
+        Task::Relay { paths, debug } => {
+            agent::log::start(debug);
+            match relay::run(paths, Appliance).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => tell(&format!("the relay cannot run: {error}"), 1),
+            }
+        }
+        Task::Read { paths } => call(&paths, Method::GET, Vec::new()).await,
+        Task::Apply { paths } => {
+            let mut state = Vec::new();
+            match std::io::stdin().lock().read_to_end(&mut state) {
+                Ok(_) => call(&paths, Method::PUT, state).await,
+                Err(error) => tell(&format!("stdin cannot be read: {error}"), 1),
+            }
+        }
+    }
+}
+
+async fn probe() -> ExitCode {
+    let mut text = Vec::new();
+    if let Err(error) = std::io::stdin().lock().read_to_end(&mut text) {
+        return tell(&format!("stdin cannot be read: {error}"), 1);
+    }
+    let request = match serde_json::from_slice(&text) {
+        Ok(request) => request,
+        Err(error) => return tell(&format!("stdin is not a probe request: {error}"), 2),
+    };
+    let report = agent::probe::run(&request).await;
+    match serde_json::to_vec(&report) {
+        Ok(line) => print(&[line.as_slice(), b"\n"].concat()),
+        Err(error) => tell(&error.to_string(), 1),
+    }
+}
+
+async fn call(paths: &Paths, method: Method, body: Vec<u8>) -> ExitCode {
+    match client::call(&paths.relay_socket(), method, "/gateway", body).await {
+        Ok(answer) if answer.status.is_success() => {
+            let mut line = answer.body.to_vec();
+            line.push(b'\n');
+            print(&line)
+        }
+        // The problem is JSON of our own relay: for programs and, by its detail and hint, people.
+        Ok(answer) => tell(&String::from_utf8_lossy(&answer.body), 1),
+        Err(error @ ClientError::NotReachable { .. }) => tell(
+            &format!("{error}; see: systemctl status proximity-relay"),
+            3,
+        ),
+        Err(error) => tell(&error.to_string(), 1),
+    }
+}
+
+fn print(bytes: &[u8]) -> ExitCode {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn tell(message: &str, code: u8) -> ExitCode {
+    // When stderr is gone the exit code still tells.
+    let _ = writeln!(std::io::stderr(), "{}", message.trim_end());
+    ExitCode::from(code)
+}

@@ -1,0 +1,299 @@
+//! The routes: one unix socket a host name, spliced to a port of an instance.
+//!
+//! Caddy connects to `ROUTES/HOST`; a task a route accepts, connects to the target and copies bytes
+//! both ways. Opening, leading elsewhere or closing a route touches that socket alone.
+//!
+//! ```text
+//!            open                    target changed                    closed
+//! (no file) ──────▶ listening ──────▶ same socket, new connections ──────▶ (no file)
+//!                                     and requests go to the new           all connections
+//!                                     target (see [`splice`])              end at once
+//! ```
+//! A `watch` channel a route carries its target to all of its tasks; dropping the sender is how a
+//! route ends. Never looks into the bytes and never connects anywhere but to the given target.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddrV4;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use api::{HostName, InstanceId};
+use tokio::net::{TcpStream, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{sleep, timeout};
+use wire::gateway::{GatewayState, RouteReport};
+
+use super::splice;
+use crate::durable::{self, FileError};
+
+/// Connections that one route may have at a time; more wait to be accepted.
+const CONNECTIONS_A_ROUTE: usize = 512;
+/// Connections of all routes together; more are refused.
+const CONNECTIONS_OVERALL: usize = 2048;
+const HEALTH_DEADLINE: Duration = Duration::from_secs(1);
+/// Health checks under way at a time.
+const HEALTH_CHECKS: usize = 32;
+
+/// Where a route leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The instance, for reports.
+    pub instance: InstanceId,
+    /// Its address and port.
+    pub address: SocketAddrV4,
+}
+
+impl Target {
+    /// The targets of all routes of a (valid) state.
+    pub fn all_of(state: &GatewayState) -> BTreeMap<HostName, Self> {
+        let address_of = |id: &InstanceId| state.hosts.iter().find(|h| h.instance == *id);
+        state
+            .routes
+            .iter()
+            .filter_map(|route| {
+                let host = address_of(&route.instance)?;
+                let target = Self {
+                    instance: route.instance.clone(),
+                    address: SocketAddrV4::new(host.address, route.port),
+                };
+                Some((route.host.clone(), target))
+            })
+            .collect()
+    }
+}
+
+/// All open routes. Clones share them.
+#[derive(Clone)]
+pub struct RouteTable {
+    directory: PathBuf,
+    /// The group that may connect: Caddy's.
+    group: Option<u32>,
+    routes: Arc<Mutex<BTreeMap<HostName, OpenRoute>>>,
+    overall: Arc<Semaphore>,
+}
+
+struct OpenRoute {
+    target: watch::Sender<Target>,
+    connections: Arc<AtomicU32>,
+}
+
+impl RouteTable {
+    /// An empty table over `directory`, from which sockets that an earlier process left are removed.
+    /// `group` may connect to the sockets; without one only root may.
+    pub fn new(directory: &Path, group: Option<u32>) -> Result<Self, FileError> {
+        durable::directory(directory, 0o750)?;
+        own(directory, group).map_err(FileError::new("change the group of", directory))?;
+        let stale = fs::read_dir(directory).map_err(FileError::new("list", directory))?;
+        for entry in stale {
+            let entry = entry.map_err(FileError::new("list", directory))?;
+            durable::remove_if_there(&entry.path())?;
+        }
+        Ok(Self {
+            directory: directory.to_owned(),
+            group,
+            routes: Arc::default(),
+            overall: Arc::new(Semaphore::new(CONNECTIONS_OVERALL)),
+        })
+    }
+
+    /// Closes all routes but those of `targets`; returns the closed ones.
+    pub fn close_others(&self, targets: &BTreeMap<HostName, Target>) -> Vec<HostName> {
+        let mut routes = self.locked();
+        let closed: Vec<_> = routes
+            .keys()
+            .filter(|host| !targets.contains_key(*host))
+            .cloned()
+            .collect();
+        for host in &closed {
+            // The name goes first: who asks from now on learns that there is no such route.
+            if let Err(error) = durable::remove_if_there(&self.directory.join(host.as_str())) {
+                tracing::warn!(%error, "the socket of a closed route stays behind");
+            }
+            routes.remove(host);
+        }
+        closed
+    }
+
+    /// Opens the routes of `targets` that are not open and leads those elsewhere that have another
+    /// target; returns both, and what could not be opened.
+    pub fn open(&self, targets: &BTreeMap<HostName, Target>) -> (Vec<HostName>, Vec<FileError>) {
+        let (mut opened, mut failed) = (Vec::new(), Vec::new());
+        for (host, target) in targets {
+            match self.open_one(host, target) {
+                Ok(true) => opened.push(host.clone()),
+                Ok(false) => {}
+                Err(error) => failed.push(error),
+            }
+        }
+        (opened, failed)
+    }
+
+    fn open_one(&self, host: &HostName, target: &Target) -> Result<bool, FileError> {
+        let mut routes = self.locked();
+        let path = self.directory.join(host.as_str());
+        // A socket that somebody removed would never be connected to again: it is made anew.
+        if let Some(route) = routes.get(host).filter(|_| path.exists()) {
+            return Ok(route.target.send_if_modified(|now| {
+                let differs = now != target;
+                now.clone_from(target);
+                differs
+            }));
+        }
+        let listener = self.listen(&path)?;
+        let route = OpenRoute {
+            target: watch::Sender::new(target.clone()),
+            connections: Arc::default(),
+        };
+        let accept = Accept {
+            listener,
+            target: route.target.subscribe(),
+            connections: route.connections.clone(),
+            here: Arc::new(Semaphore::new(CONNECTIONS_A_ROUTE)),
+            overall: self.overall.clone(),
+        };
+        tokio::spawn(accept.run(host.clone()));
+        routes.insert(host.clone(), route);
+        Ok(true)
+    }
+
+    /// Binds under another name and renames, so that the socket has its owner when it appears.
+    fn listen(&self, path: &Path) -> Result<UnixListener, FileError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let temporary = path.with_file_name(format!(".{name}"));
+        durable::remove_if_there(&temporary)?;
+        let listener = UnixListener::bind(&temporary).map_err(FileError::new("listen on", path))?;
+        own(&temporary, self.group)
+            .and_then(|()| fs::set_permissions(&temporary, fs::Permissions::from_mode(0o660)))
+            .and_then(|()| fs::rename(&temporary, path))
+            .map_err(FileError::new("place", path))?;
+        Ok(listener)
+    }
+
+    /// All open routes; whether their targets take connections is tried now.
+    pub async fn report(&self) -> Vec<RouteReport> {
+        let open: Vec<_> = self
+            .locked()
+            .iter()
+            .map(|(host, route)| {
+                let target = route.target.borrow().clone();
+                (
+                    host.clone(),
+                    target,
+                    route.connections.load(Ordering::Relaxed),
+                )
+            })
+            .collect();
+        let permits = Arc::new(Semaphore::new(HEALTH_CHECKS));
+        let checks: Vec<_> = open
+            .into_iter()
+            .map(|(host, target, connections)| {
+                let permits = permits.clone();
+                let address = target.address;
+                let check = tokio::spawn(async move {
+                    let _permit = permits.acquire_owned().await;
+                    takes_connections(address).await
+                });
+                (host, target, connections, check)
+            })
+            .collect();
+        let mut reports = Vec::with_capacity(checks.len());
+        for (host, target, connections, check) in checks {
+            reports.push(RouteReport {
+                host,
+                instance: target.instance,
+                address: *target.address.ip(),
+                port: target.address.port(),
+                healthy: check.await.unwrap_or(false),
+                connections,
+            });
+        }
+        reports
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, BTreeMap<HostName, OpenRoute>> {
+        // No code panics while it holds the lock; the map is whole in any case.
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn own(path: &Path, group: Option<u32>) -> std::io::Result<()> {
+    group.map_or(Ok(()), |group| {
+        std::os::unix::fs::chown(path, None, Some(group))
+    })
+}
+
+async fn takes_connections(address: SocketAddrV4) -> bool {
+    matches!(
+        timeout(HEALTH_DEADLINE, TcpStream::connect(address)).await,
+        Ok(Ok(_))
+    )
+}
+
+/// The task that accepts a route's connections.
+struct Accept {
+    listener: UnixListener,
+    target: watch::Receiver<Target>,
+    connections: Arc<AtomicU32>,
+    here: Arc<Semaphore>,
+    overall: Arc<Semaphore>,
+}
+
+impl Accept {
+    async fn run(self, host: HostName) {
+        let mut closed = self.target.clone();
+        loop {
+            let connection = tokio::select! {
+                biased;
+                () = splice::route_closed(&mut closed) => return,
+                connection = self.next(&host) => connection,
+            };
+            if let Some(connection) = connection {
+                tokio::spawn(connection);
+            }
+        }
+    }
+
+    /// The next connection as a task to run, or `None` when it could not be had.
+    async fn next(&self, host: &HostName) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let here = self.here.clone().acquire_owned().await.ok()?;
+        let client = match self.listener.accept().await {
+            Ok((client, _)) => client,
+            Err(error) => {
+                tracing::warn!(%error, route.host = %host, "a connection could not be accepted");
+                // Out of file descriptors: others must end first.
+                sleep(Duration::from_millis(100)).await;
+                return None;
+            }
+        };
+        let Ok(overall) = self.overall.clone().try_acquire_owned() else {
+            tracing::warn!(route.host = %host, "a connection was refused: {CONNECTIONS_OVERALL} are open");
+            return None;
+        };
+        let target = self.target.clone();
+        let counted = Counted::new(&self.connections);
+        Some(async move {
+            let _held = (here, overall, counted);
+            splice::run(client, target).await;
+        })
+    }
+}
+
+/// Counts a connection as long as it lives.
+struct Counted(Arc<AtomicU32>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicU32>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,180 @@
+//! The relay's HTTP API: one router, whatever it is served on.
+//!
+//! | method and path | body | answer |
+//! |---|---|---|
+//! | `PUT /gateway` | `GatewayState` | 200 `GatewayDiff`; 422 when it contradicts itself; 500 when steps failed |
+//! | `GET /gateway` | – | 200 `GatewayReport` |
+//! | `GET /health` | – | 200 `{"status":"ok","version"}` |
+//!
+//! Errors are RFC 9457 problems. Who may call is decided where the router is served.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::Problem;
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use wire::gateway::{GatewayDiff, GatewayState};
+
+use crate::VERSION;
+use crate::gateway::Gateway;
+use crate::gateway::apply::ApplyError;
+use crate::gateway::system::System;
+
+/// A state of 4 MiB has tens of thousands of hosts.
+const BODY_MAX_BYTES: usize = 4 << 20;
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
+const APPLY_DEADLINE: Duration = Duration::from_secs(180);
+const REPORT_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A state to apply, and where the answer goes.
+pub struct Apply {
+    /// What should hold.
+    pub state: GatewayState,
+    /// Whoever asked may be gone by then; the state is applied all the same.
+    pub answer: oneshot::Sender<Result<GatewayDiff, ApplyError>>,
+}
+
+/// What the handlers share.
+pub struct Shared<S> {
+    /// For reports.
+    pub gateway: Arc<Gateway<S>>,
+    /// To the one task that applies.
+    pub applies: mpsc::Sender<Apply>,
+}
+
+/// The router over a gateway.
+pub fn router<S: System>(shared: Arc<Shared<S>>) -> Router {
+    Router::new()
+        .route("/gateway", get(read::<S>).put(apply::<S>))
+        .route("/health", get(health))
+        .fallback(async || problem(404, "no_such_path", "there is nothing at this path"))
+        .method_not_allowed_fallback(async || {
+            problem(405, "no_such_method", "the path does not know this method")
+        })
+        .with_state(shared)
+}
+
+async fn health() -> Response {
+    json(
+        StatusCode::OK,
+        &serde_json::json!({ "status": "ok", "version": VERSION }),
+    )
+}
+
+async fn read<S: System>(State(shared): State<Arc<Shared<S>>>) -> Response {
+    match timeout(REPORT_DEADLINE, shared.gateway.report()).await {
+        Ok(report) => json(StatusCode::OK, &report),
+        Err(_) => Failure(
+            Problem::new(
+                504,
+                "report_deadline",
+                "the appliance did not answer in time",
+            )
+            .hint("look at the load and the services of the appliance"),
+        )
+        .into_response(),
+    }
+}
+
+async fn apply<S: System>(
+    State(shared): State<Arc<Shared<S>>>,
+    request: Request,
+) -> Result<Response, Failure> {
+    let state = parse(request.into_body()).await?;
+    let (answer, answered) = oneshot::channel();
+    shared
+        .applies
+        .try_send(Apply { state, answer })
+        .map_err(|_| {
+            Problem::new(503, "busy", "too many applies are waiting").hint("try again in a moment")
+        })?;
+    match timeout(APPLY_DEADLINE, answered).await {
+        Ok(Ok(Ok(diff))) => Ok(json(StatusCode::OK, &diff)),
+        Ok(Ok(Err(error))) => Err(error.into()),
+        Ok(Err(_)) => Err(Problem::new(503, "stopping", "the relay is stopping")
+            .hint("the state may or may not be saved; apply it again when the relay is back")
+            .into()),
+        Err(_) => Err(
+            Problem::new(504, "apply_deadline", "applying takes too long and goes on")
+                .hint("read the gateway to see what holds, then apply again")
+                .into(),
+        ),
+    }
+}
+
+async fn parse(body: Body) -> Result<GatewayState, Failure> {
+    let body = timeout(BODY_DEADLINE, to_bytes(body, BODY_MAX_BYTES))
+        .await
+        .map_err(|_| Problem::new(408, "body_deadline", "the body did not arrive in time"))?
+        .map_err(|e| {
+            let detail =
+                format!("the body is larger than {BODY_MAX_BYTES} bytes or broke off: {e}");
+            Problem::new(413, "body_too_large", detail)
+        })?;
+    serde_json::from_slice(&body).map_err(|e| match e.classify() {
+        serde_json::error::Category::Data => Problem::new(
+            422,
+            "invalid_state",
+            format!("this is no gateway state: {e}"),
+        )
+        .hint("controller and agent may be of different versions; update the older one")
+        .into(),
+        _ => Problem::new(400, "invalid_json", format!("the body is not JSON: {e}")).into(),
+    })
+}
+
+/// A problem on its way out.
+struct Failure(Problem);
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self(problem)
+    }
+}
+
+impl From<ApplyError> for Failure {
+    fn from(error: ApplyError) -> Self {
+        let detail = error.to_string();
+        Self(match error {
+            ApplyError::Invalid(_) => Problem::new(422, "invalid_state", detail)
+                .hint("nothing was changed; correct the state"),
+            ApplyError::Save(_) => Problem::new(500, "not_saved", detail)
+                .hint("nothing was changed; free space on the appliance's disk"),
+            ApplyError::Incomplete { .. } => Problem::new(500, "apply_incomplete", detail)
+                .hint("the state is saved; apply it again once the cause is mended"),
+        })
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = json(status, &self.0);
+        let kind = header::HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response
+    }
+}
+
+fn problem(status: u16, code: &str, detail: &str) -> Response {
+    Failure(Problem::new(status, code, detail)).into_response()
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "an answer could not be encoded");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
