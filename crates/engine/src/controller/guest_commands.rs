@@ -1,0 +1,280 @@
+//! Commands in guests: checked as a whole, sent down one channel, their outcome told once. A command
+//! is never tried again: when its end is not known, that is what the caller hears.
+
+use std::time::Duration;
+
+use api::InstanceId;
+use api::app::AppStatus;
+use api::exec::{Encoding, ExecRequest, ExecResult};
+
+use super::Controller;
+use crate::error::Error;
+use crate::ports::{ChannelError, CommandEnd, CommandOutcome, GuestCommand};
+
+/// Deadline of a command when none is given.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
+/// The longest deadline.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+impl Controller {
+    /// Runs a command in an instance, or in a zone's appliance by its name.
+    pub async fn exec(&self, name: &str, request: &ExecRequest) -> Result<ExecResult, Error> {
+        let command = check_command(request)?;
+        let guest = self.guest_named(name).await?;
+        let channel = match &request.channel {
+            None => self.ports().channels.first(),
+            Some(wanted) => self.ports().channels.iter().find(|c| c.name() == wanted),
+        };
+        let Some(channel) = channel else {
+            let known: Vec<&str> = self.ports().channels.iter().map(|c| c.name()).collect();
+            return Err(Error::BadRequest {
+                what: format!(
+                    "there is no channel {:?}",
+                    request.channel.as_deref().unwrap_or("")
+                ),
+                hint: format!("channels of this node: {}", known.join(", ")),
+            });
+        };
+        let outcome = channel.run(&guest, command).await?;
+        Ok(exec_result(outcome, channel.name()))
+    }
+
+    async fn guest_named(&self, name: &str) -> Result<InstanceId, Error> {
+        let zones = self.ports().store.zones().await?;
+        if let Some(zone) = zones
+            .iter()
+            .find(|z| z.spec.appliance.name.as_str() == name)
+        {
+            return Ok(zone.appliance.clone());
+        }
+        let record = self.instance_named(name).await?;
+        if matches!(
+            record.status,
+            AppStatus::Stopped | AppStatus::Lost | AppStatus::Deleting
+        ) {
+            let hint = match record.status {
+                AppStatus::Stopped => {
+                    format!("start it first: proximity app start {}", record.name)
+                }
+                _ => format!("look at it: proximity app show {}", record.name),
+            };
+            return Err(Error::WrongState {
+                hint,
+                state: record.status.as_str(),
+                name: record.name,
+            });
+        }
+        Ok(record.id)
+    }
+
+    /// The last lines of an app's log: its journal, or its console when it can't be asked. Data from
+    /// a guest, without control characters.
+    pub async fn logs(&self, name: &str, lines: usize) -> Result<Vec<String>, Error> {
+        let record = self.instance_named(name).await?;
+        let console = self.ports().backend.console_tail(&record.id, lines);
+        let Some(channel) = self.ports().channels.first() else {
+            return Ok(console.await);
+        };
+        let count = lines.to_string();
+        let argv = [
+            "journalctl",
+            "-b",
+            "-q",
+            "--no-pager",
+            "-o",
+            "short-iso",
+            "-n",
+            &count,
+        ];
+        let command = GuestCommand {
+            argv: argv.map(str::to_owned).into(),
+            env: Default::default(),
+            cwd: None,
+            user: None,
+            stdin: Vec::new(),
+            timeout: Duration::from_secs(10),
+        };
+        match channel.run(&record.id, command).await {
+            Ok(outcome) if outcome.end == CommandEnd::Exited(0) => {
+                let text = String::from_utf8_lossy(&outcome.stdout).into_owned();
+                let clean = |line: &str| line.chars().filter(|c| !c.is_control()).collect();
+                Ok(text.lines().map(clean).collect())
+            }
+            _ => Ok(console.await),
+        }
+    }
+
+    /// Sets the password of the management page's `root` on a zone's appliance.
+    pub async fn set_appliance_password(
+        &self,
+        zone: Option<&str>,
+        password: &str,
+    ) -> Result<(), Error> {
+        let length = password.chars().count();
+        if !(12..=256).contains(&length) || password.chars().any(char::is_control) {
+            return Err(Error::BadRequest {
+                what: "the password must have 12 to 256 characters and no control characters"
+                    .into(),
+                hint: "four random words do well".into(),
+            });
+        }
+        let zone = self.zone_for_deploy(zone).await?;
+        let command = GuestCommand {
+            argv: vec!["/usr/sbin/chpasswd".into()],
+            env: Default::default(),
+            cwd: None,
+            user: None,
+            stdin: format!("root:{password}\n").into_bytes(),
+            timeout: Duration::from_secs(30),
+        };
+        let channel = self.ports().channels.first().ok_or_else(|| {
+            ChannelError::NothingRan("the node has no channel into its guests".into())
+        })?;
+        let outcome = channel.run(&zone.appliance, command).await?;
+        match outcome.end {
+            CommandEnd::Exited(0) => Ok(()),
+            end => Err(ChannelError::OutcomeUnknown(format!("chpasswd ended with {end:?}")).into()),
+        }
+    }
+}
+
+fn check_command(request: &ExecRequest) -> Result<GuestCommand, Error> {
+    let bad = |what: &str, hint: &str| Error::BadRequest {
+        what: what.into(),
+        hint: hint.into(),
+    };
+    let argv = match (&request.command, request.argv.as_slice()) {
+        (None, [_, ..]) => request.argv.clone(),
+        (Some(line), []) => vec!["/bin/sh".into(), "-c".into(), line.clone()],
+        _ => {
+            return Err(bad(
+                "give exactly one of argv and command",
+                r#"{"argv":["id","-u"]} or {"command":"id; ls"}"#,
+            ));
+        }
+    };
+    let texts = argv
+        .iter()
+        .chain(request.env.keys())
+        .chain(request.env.values());
+    if texts
+        .chain(&request.cwd)
+        .chain(&request.user)
+        .any(|t| t.contains('\0'))
+    {
+        return Err(bad(
+            "NUL bytes can't be passed to a program",
+            "send binary data by stdin",
+        ));
+    }
+    if request.env.keys().any(|k| k.is_empty() || k.contains('=')) {
+        return Err(bad(
+            "an environment variable's name is empty or has a `=`",
+            r#""env":{"NAME":"value"}"#,
+        ));
+    }
+    if request.cwd.as_ref().is_some_and(|d| !d.starts_with('/')) {
+        return Err(bad("cwd must be an absolute path", r#""cwd":"/srv""#));
+    }
+    let stdin = match (
+        request.stdin.as_deref().unwrap_or(""),
+        request.stdin_encoding,
+    ) {
+        (text, None | Some(Encoding::Utf8)) => text.as_bytes().to_vec(),
+        (text, Some(Encoding::Base64)) => decode_base64(text)
+            .ok_or_else(|| bad("stdin is not base64", "standard alphabet, with padding"))?,
+    };
+    let timeout = request
+        .timeout_ms
+        .map_or(DEFAULT_TIMEOUT, Duration::from_millis);
+    if timeout.is_zero() || timeout > MAX_TIMEOUT {
+        return Err(bad("timeout_ms is out of range", "1 to 86400000 (a day)"));
+    }
+    Ok(GuestCommand {
+        argv,
+        env: request.env.clone(),
+        cwd: request.cwd.clone(),
+        user: request.user.clone(),
+        stdin,
+        timeout,
+    })
+}
+
+fn exec_result(outcome: CommandOutcome, channel: &str) -> ExecResult {
+    let (stdout, stdout_encoding) = encode(outcome.stdout);
+    let (stderr, stderr_encoding) = encode(outcome.stderr);
+    let (exit_code, signal, timed_out) = match outcome.end {
+        CommandEnd::Exited(code) => (Some(code), None, false),
+        CommandEnd::Signalled(signal) => (None, Some(signal), false),
+        CommandEnd::TimedOut => (None, None, true),
+    };
+    ExecResult {
+        stdout,
+        stderr,
+        stdout_encoding,
+        stderr_encoding,
+        exit_code,
+        signal,
+        timed_out,
+        truncated: outcome.truncated,
+        duration_ms: u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX),
+        channel: channel.into(),
+    }
+}
+
+fn encode(bytes: Vec<u8>) -> (String, Encoding) {
+    use base64::Engine;
+    match String::from_utf8(bytes) {
+        Ok(text) => (text, Encoding::Utf8),
+        Err(e) => (
+            base64::engine::general_purpose::STANDARD.encode(e.as_bytes()),
+            Encoding::Base64,
+        ),
+    }
+}
+
+fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.decode(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_checked() {
+        let ok = |json: &str| check_command(&serde_json::from_str(json).unwrap());
+        assert_eq!(ok(r#"{"argv":["id"]}"#).unwrap().argv, ["id"]);
+        assert_eq!(
+            ok(r#"{"command":"id; ls"}"#).unwrap().argv,
+            ["/bin/sh", "-c", "id; ls"]
+        );
+        assert_eq!(
+            ok(r#"{"argv":["cat"],"stdin":"AP8=","stdin_encoding":"base64"}"#)
+                .unwrap()
+                .stdin,
+            [0, 255]
+        );
+        for bad in [
+            r#"{}"#,
+            r#"{"argv":["a"],"command":"b"}"#,
+            r#"{"argv":["a\u0000b"]}"#,
+            r#"{"argv":["a"],"env":{"A=B":"c"}}"#,
+            r#"{"argv":["a"],"cwd":"tmp"}"#,
+            r#"{"argv":["a"],"timeout_ms":0}"#,
+            r#"{"argv":["a"],"stdin":"?","stdin_encoding":"base64"}"#,
+        ] {
+            assert!(ok(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn output_that_is_not_text_travels_as_base64() {
+        assert_eq!(encode(vec![0xff, 0]), ("/wA=".into(), Encoding::Base64));
+        assert_eq!(
+            encode(b"a\r\n\n".to_vec()),
+            ("a\r\n\n".into(), Encoding::Utf8)
+        );
+    }
+}

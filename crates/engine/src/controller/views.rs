@@ -1,0 +1,400 @@
+//! What people look at: read when asked, from the store and from the appliances, never remembered.
+
+use std::collections::BTreeMap;
+
+use api::app::{App, AppStatus, RecipeSummary};
+use api::gateway::{
+    ApplianceStatus, DnsRecord, Infrastructure, LeaseView, RouteView, Status, ZoneStatus,
+};
+use api::operation::{Operation, OperationStatus};
+use api::{HostName, OperationId};
+use wire::gateway::GatewayReport;
+
+use super::Controller;
+use crate::catalog::Recipe;
+use crate::error::Error;
+use crate::ports::GuestState;
+use crate::zone::{ZoneDesired, ZoneRecord, ZoneSpec};
+
+/// What is not well in a report, in sentences.
+pub(super) fn sick_parts(report: &GatewayReport, zone: &ZoneSpec) -> Vec<String> {
+    let mut sick: Vec<String> = report
+        .services
+        .iter()
+        .filter(|s| !matches!(s.state.as_str(), "active" | "configured"))
+        .map(|s| format!("{} is {}", s.name, s.state))
+        .collect();
+    if report.wan_address.is_none() {
+        sick.push("the WAN interface has no address".into());
+    }
+    if report.lan_address != Some(zone.gateway()) {
+        sick.push(format!(
+            "the LAN interface does not have {}",
+            zone.gateway()
+        ));
+    }
+    sick
+}
+
+/// Services by the names the API shows.
+fn service_map(report: Option<&GatewayReport>) -> BTreeMap<String, String> {
+    let names = ["dnsmasq", "iptables", "caddy", "cockpit", "relay"];
+    let unknown = names
+        .iter()
+        .map(|n| ((*n).to_owned(), "unknown".to_owned()));
+    let known = report.into_iter().flat_map(|r| {
+        r.services.iter().map(|s| {
+            let name = if s.name == "nftables" {
+                "iptables"
+            } else {
+                &s.name
+            };
+            (name.to_owned(), s.state.clone())
+        })
+    });
+    unknown.chain(known).collect()
+}
+
+impl Controller {
+    /// All apps, by name.
+    pub async fn apps(&self) -> Result<Vec<App>, Error> {
+        let zones = self.ports().store.zones().await?;
+        let instances = self.ports().store.instances().await?;
+        Ok(instances
+            .iter()
+            .filter_map(|i| {
+                let zone = zones.iter().find(|z| z.spec.name == i.zone)?;
+                Some(i.app(&zone.spec))
+            })
+            .collect())
+    }
+
+    /// One app.
+    pub async fn app(&self, name: &str) -> Result<App, Error> {
+        let record = self.instance_named(name).await?;
+        let zone = self.ports().store.zone(&record.zone).await?;
+        let zone = zone.ok_or_else(|| Error::UnknownZone(record.zone.to_string()))?;
+        Ok(record.app(&zone.spec))
+    }
+
+    /// The catalog as the API shows it.
+    pub async fn recipes(&self) -> Vec<RecipeSummary> {
+        let mut out = Vec::new();
+        for recipe in self.inner.catalog.iter() {
+            out.push(self.summary(recipe).await);
+        }
+        out
+    }
+
+    /// One recipe as the API shows it.
+    pub async fn recipe(&self, id: &str) -> Result<RecipeSummary, Error> {
+        let recipe = self
+            .inner
+            .catalog
+            .get(id)
+            .ok_or_else(|| Error::UnknownRecipe {
+                id: id.chars().take(80).collect(),
+                nearest: self.inner.catalog.nearest(id).cloned(),
+            })?;
+        Ok(self.summary(recipe).await)
+    }
+
+    async fn summary(&self, recipe: &Recipe) -> RecipeSummary {
+        let digest = recipe.image.digest();
+        RecipeSummary {
+            id: recipe.id.clone(),
+            title: recipe.title.clone(),
+            description: recipe.description.clone(),
+            port: recipe.port,
+            limits: recipe.limits,
+            parameters: recipe
+                .parameters
+                .iter()
+                .map(|p| p.summary.clone())
+                .collect(),
+            image_cached: self.ports().images.cached(&digest).await,
+            image: digest,
+        }
+    }
+
+    async fn read_gateway(&self, zone: &ZoneRecord) -> Result<GatewayReport, Error> {
+        Ok(self.ports().gateway.read(&zone.appliance).await?)
+    }
+
+    async fn zone_up_record(&self, name: Option<&str>) -> Result<ZoneRecord, Error> {
+        let spec = self.configured_zone(name)?;
+        let record = self.ports().store.zone(&spec.name).await?;
+        record.ok_or_else(|| Error::ZoneDown(spec.name.clone()))
+    }
+
+    /// The facts of a zone. A zone that is down, or whose appliance does not answer, is an answer too.
+    pub async fn infrastructure(&self, name: Option<&str>) -> Result<Infrastructure, Error> {
+        let configured = self.configured_zone(name)?;
+        let record = self.ports().store.zone(&configured.name).await?;
+        let spec = record.as_ref().map_or(configured, |r| &r.spec).clone();
+        let mut problems = Vec::new();
+        let mut report = None;
+        let mut state = GuestState::Absent;
+        match &record {
+            None => problems.push("the zone is down; bring it up: proximity up".into()),
+            Some(record) => {
+                let network = self.ports().network.observe(&spec.node_network()).await?;
+                problems.extend(network.drift);
+                state = self.ports().backend.observe(&record.appliance).await?.state;
+                if state == GuestState::Running {
+                    match self.read_gateway(record).await {
+                        Ok(r) => {
+                            problems.extend(sick_parts(&r, &spec));
+                            report = Some(r);
+                        }
+                        Err(e) => problems.push(format!("the relay does not answer: {e}")),
+                    }
+                } else {
+                    problems.push(format!("the appliance is {}", state.as_str()));
+                }
+            }
+        }
+        let running = self.ports().store.instances().await?;
+        let running = running
+            .iter()
+            .filter(|i| i.zone == spec.name && i.status == AppStatus::Running)
+            .count();
+        Ok(Infrastructure {
+            available: problems.is_empty(),
+            zone: spec.name.clone(),
+            node: spec.node.clone(),
+            bridge_name: spec.bridge.clone(),
+            subnet: spec.subnet.to_string(),
+            gateway_ip: spec.gateway(),
+            appliance_name: spec.appliance.name.to_string(),
+            appliance_vmid: None,
+            appliance_state: state.as_str().into(),
+            appliance_wan_ip: report.as_ref().and_then(|r| r.wan_address),
+            dns_domain: spec.domain.to_string(),
+            connected_apps: u32::try_from(running).unwrap_or(u32::MAX),
+            services: service_map(report.as_ref()),
+            problems,
+        })
+    }
+
+    /// The appliance of a zone.
+    pub async fn appliance_status(&self, name: Option<&str>) -> Result<ApplianceStatus, Error> {
+        let zone = self.zone_up_record(name).await?;
+        let state = self.ports().backend.observe(&zone.appliance).await?.state;
+        let report = self.read_gateway(&zone).await.ok();
+        let wan_ip = report.as_ref().and_then(|r| r.wan_address);
+        Ok(ApplianceStatus {
+            name: zone.spec.appliance.name.to_string(),
+            state: state.as_str().into(),
+            wan_ip,
+            lan_ip: zone.spec.gateway(),
+            agent_version: report.as_ref().map(|r| r.agent_version.clone()),
+            management_url: wan_ip.map(|ip| format!("https://{ip}:9090/")),
+            services: service_map(report.as_ref()),
+        })
+    }
+
+    /// Leases as dnsmasq has them now.
+    pub async fn leases(&self, name: Option<&str>) -> Result<Vec<LeaseView>, Error> {
+        let zone = self.zone_up_record(name).await?;
+        let report = self.read_gateway(&zone).await?;
+        let instances = self.ports().store.instances().await?;
+        let expires = |s: u64| {
+            let at = jiff::Timestamp::from_second(i64::try_from(s).ok()?).ok()?;
+            (s != 0).then(|| at.to_string())
+        };
+        Ok(report
+            .leases
+            .into_iter()
+            .map(|l| LeaseView {
+                instance: instances
+                    .iter()
+                    .find(|i| i.zone == zone.spec.name && i.mac(&zone.spec) == l.mac)
+                    .map(|i| i.name.clone()),
+                ip: l.address,
+                mac: l.mac,
+                client_name: l.client_name,
+                expires_at: expires(l.expires_s),
+            })
+            .collect())
+    }
+
+    /// Names that the zone's DNS answers now.
+    pub async fn dns_records(&self, name: Option<&str>) -> Result<Vec<DnsRecord>, Error> {
+        let zone = self.zone_up_record(name).await?;
+        let report = self.read_gateway(&zone).await?;
+        let record = |n: wire::gateway::NameRecord| DnsRecord {
+            name: n.name,
+            kind: "A".into(),
+            ip: n.address,
+        };
+        Ok(report.names.into_iter().map(record).collect())
+    }
+
+    /// Routes that should be open, each with what the appliance says of it now.
+    pub async fn routes(&self, name: Option<&str>) -> Result<Vec<RouteView>, Error> {
+        let zone = self.zone_up_record(name).await?;
+        let report = self.read_gateway(&zone).await?;
+        let instances = self.ports().store.instances().await?;
+        let wanted = instances
+            .iter()
+            .filter(|i| i.zone == zone.spec.name && i.routed);
+        Ok(wanted
+            .map(|i| {
+                let host = i.host(&zone.spec);
+                let open = report.routes.iter().find(|r| r.host == host);
+                RouteView {
+                    instance: i.name.clone(),
+                    instance_id: i.id.clone(),
+                    port: i.spec.port,
+                    health: match open {
+                        None => "missing",
+                        Some(r) if r.healthy => "healthy",
+                        Some(_) => "unhealthy",
+                    }
+                    .into(),
+                    connections: open.map_or(0, |r| r.connections),
+                    host,
+                }
+            })
+            .collect())
+    }
+
+    /// One route.
+    pub async fn route(&self, zone: Option<&str>, host: &str) -> Result<RouteView, Error> {
+        let host: HostName = host.parse()?;
+        let all = self.routes(zone).await?;
+        all.into_iter()
+            .find(|r| r.host == host)
+            .ok_or(Error::UnknownRoute(host))
+    }
+
+    /// Every configured zone, and those that left the configuration while up.
+    pub async fn zone_list(&self) -> Result<Vec<ZoneStatus>, Error> {
+        let records = self.ports().store.zones().await?;
+        let instances = self.ports().store.instances().await?;
+        let mut specs: BTreeMap<_, ZoneSpec> = self.inner.config.zones.clone();
+        for r in &records {
+            specs.insert(r.spec.name.clone(), r.spec.clone());
+        }
+        let mut out = Vec::new();
+        for (name, spec) in specs {
+            let record = records.iter().find(|r| r.spec.name == name);
+            let drift = match record {
+                Some(r) if r.desired == ZoneDesired::Up => self.infrastructure_drift(r).await?,
+                _ => vec![],
+            };
+            let busy = self
+                .ports()
+                .store
+                .open_operation(name.as_str())
+                .await?
+                .is_some();
+            let state = match record {
+                _ if busy => "changing",
+                None => "down",
+                Some(r) if r.desired == ZoneDesired::Down => "changing",
+                Some(_) if drift.is_empty() => "up",
+                Some(_) => "degraded",
+            };
+            let members = instances.iter().filter(|i| i.zone == name).count();
+            out.push(ZoneStatus {
+                node: spec.node,
+                bridge: spec.bridge,
+                subnet: spec.subnet.to_string(),
+                domain: spec.domain.to_string(),
+                desired: match record {
+                    Some(r) if r.desired == ZoneDesired::Up => "up",
+                    _ => "down",
+                }
+                .into(),
+                state: state.into(),
+                instances: u32::try_from(members).unwrap_or(u32::MAX),
+                drift,
+                name,
+            });
+        }
+        Ok(out)
+    }
+
+    async fn infrastructure_drift(&self, zone: &ZoneRecord) -> Result<Vec<String>, Error> {
+        let mut drift = self
+            .ports()
+            .network
+            .observe(&zone.spec.node_network())
+            .await?
+            .drift;
+        match self.ports().backend.observe(&zone.appliance).await?.state {
+            GuestState::Running => match self.read_gateway(zone).await {
+                Ok(report) => drift.extend(sick_parts(&report, &zone.spec)),
+                Err(e) => drift.push(format!("the relay does not answer: {e}")),
+            },
+            state => drift.push(format!("the appliance is {}", state.as_str())),
+        }
+        Ok(drift)
+    }
+
+    /// All of it at a glance.
+    pub async fn status(&self) -> Result<Status, Error> {
+        let instances = self.ports().store.instances().await?;
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        let mut drift = Vec::new();
+        for i in &instances {
+            *counts.entry(i.status.as_str().to_owned()).or_default() += 1;
+            if let Some(f) = &i.failure {
+                drift.push(format!(
+                    "{}: {} failed: {}; next: {}",
+                    i.name, f.step, f.cause, f.next
+                ));
+            }
+        }
+        drift.extend(self.unrecorded(&instances).await?);
+        let operations = self.ports().store.operations(50).await?;
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            zones: self.zone_list().await?,
+            instances: counts,
+            drift,
+            operations: operations
+                .into_iter()
+                .filter(|o| o.status == OperationStatus::Running)
+                .map(|o| format!("{} {}", o.kind, o.target))
+                .collect(),
+        })
+    }
+
+    /// Guests that carry our mark and stand in no record: reported, never purged unasked.
+    async fn unrecorded(
+        &self,
+        instances: &[crate::instance::InstanceRecord],
+    ) -> Result<Vec<String>, Error> {
+        let zones = self.ports().store.zones().await?;
+        let inventory = self.ports().backend.inventory().await?;
+        let known = |id: &api::InstanceId| {
+            instances.iter().any(|i| i.id == *id) || zones.iter().any(|z| z.appliance == *id)
+        };
+        Ok(inventory
+            .into_iter()
+            .filter(|id| !known(id))
+            .map(|id| {
+                format!("guest {id} carries our mark and stands in no record; it is left alone")
+            })
+            .collect())
+    }
+
+    /// One operation with its events after `after`.
+    pub async fn operation(&self, id: &str, after: u32) -> Result<Operation, Error> {
+        let unknown = || Error::UnknownOperation(id.chars().take(80).collect());
+        let parsed: OperationId = id.parse().map_err(|_| unknown())?;
+        self.ports()
+            .store
+            .operation(&parsed, after)
+            .await?
+            .ok_or_else(unknown)
+    }
+
+    /// The newest operations.
+    pub async fn operations(&self) -> Result<Vec<Operation>, Error> {
+        Ok(self.ports().store.operations(50).await?)
+    }
+}

@@ -1,0 +1,168 @@
+//! One task per zone and per instance: idempotent reconciliations, one at a time per object, woken by
+//! requests and by a timer. Owns the tasks; knows nothing of what they reconcile.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::AbortHandle;
+
+use super::{Controller, Object};
+
+/// How often an object is looked at when nothing wakes it.
+const PERIOD: Duration = Duration::from_secs(30);
+
+/// How long a controller waits for what may take its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// The longest pause between two looks at an object, whatever became of the first.
+    pub longest_pause: Duration,
+    /// How long an appliance may take from its start to the first answer of its relay, and its
+    /// services after that to be well.
+    pub appliance: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            longest_pause: Duration::from_secs(60),
+            appliance: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How many reconciliations of instances run at once. Most of them wait for a guest.
+const AT_ONCE: usize = 64;
+
+/// How a reconciliation left its object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// As wanted, or as far as it goes without a person.
+    Yes,
+    /// Not yet: look again after this time, unless woken before.
+    Retry(Duration),
+    /// The object is no more.
+    Gone,
+}
+
+/// All workers of a controller.
+pub(crate) struct Workers {
+    /// None after the stop: nobody is woken any more.
+    tasks: Mutex<Option<HashMap<Object, Task>>>,
+    permits: Arc<Semaphore>,
+}
+
+struct Task {
+    wake: Arc<Notify>,
+    abort: AbortHandle,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self {
+            tasks: Mutex::new(Some(HashMap::new())),
+            permits: Arc::new(Semaphore::new(AT_ONCE)),
+        }
+    }
+}
+
+impl Workers {
+    pub(crate) fn stop(&self) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, task) in tasks.take().into_iter().flatten() {
+            task.abort.abort();
+        }
+    }
+}
+
+impl Controller {
+    /// Wakes the object's worker, making it first if there is none.
+    pub(crate) fn wake(&self, object: Object) {
+        let mut tasks = self
+            .inner
+            .workers
+            .tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(tasks) = tasks.as_mut() else {
+            return;
+        };
+        // One that ended by a panic is made anew: what it left half-done is a legal start.
+        if let Some(task) = tasks.get(&object).filter(|t| !t.abort.is_finished()) {
+            task.wake.notify_one();
+            return;
+        }
+        let wake = Arc::new(Notify::new());
+        wake.notify_one();
+        let run = self.clone().look_after(object.clone(), wake.clone());
+        let abort = tokio::spawn(run).abort_handle();
+        tasks.insert(object, Task { wake, abort });
+    }
+
+    async fn look_after(self, object: Object, wake: Arc<Notify>) {
+        let mut pause = PERIOD;
+        let mut failures = 0u32;
+        loop {
+            // Waking and the timer mean the same: look again.
+            let pause_now = pause.min(self.inner.pace.longest_pause);
+            let _ = tokio::time::timeout(pause_now, wake.notified()).await;
+            let settled = match &object {
+                // Never behind instances: what a zone lacks may be what they all wait for.
+                Object::Zone(name) => self.reconcile_zone(name).await,
+                Object::Instance(id) => {
+                    let Ok(_permit) = self.inner.workers.permits.acquire().await else {
+                        return;
+                    };
+                    self.reconcile_instance(id, &wake).await
+                }
+            };
+            match settled {
+                Ok(Settled::Yes) => {
+                    failures = 0;
+                    pause = PERIOD;
+                }
+                Ok(Settled::Retry(after)) => pause = after,
+                Ok(Settled::Gone) => {
+                    if self.forget_worker(&object, &wake) {
+                        return;
+                    }
+                    pause = Duration::ZERO;
+                }
+                Err(e) => {
+                    failures = failures.saturating_add(1);
+                    pause = back_off(failures);
+                    tracing::warn!(
+                        ?object,
+                        retry_s = pause.as_secs(),
+                        "reconciliation failed: {e}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Removes the worker unless it was woken meanwhile (the name may have come back).
+    fn forget_worker(&self, object: &Object, wake: &Arc<Notify>) -> bool {
+        let mut tasks = self
+            .inner
+            .workers
+            .tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // A permit left behind means a wake-up that nobody has seen yet.
+        let woken = {
+            let mut notified = std::pin::pin!(wake.notified());
+            notified.as_mut().enable()
+        };
+        if !woken && let Some(tasks) = tasks.as_mut() {
+            tasks.remove(object);
+        }
+        !woken
+    }
+}
+
+/// 1 s, 2 s, 4 s … at most a minute.
+fn back_off(failures: u32) -> Duration {
+    Duration::from_secs(1u64 << failures.saturating_sub(1).min(6)).min(Duration::from_secs(60))
+}

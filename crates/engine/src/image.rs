@@ -1,0 +1,215 @@
+//! Images: golden root file systems, addressed by the digest of their inputs.
+//!
+//! This module says what goes into an image and what its digest is. Building and keeping images is
+//! the business of the [`Images`] port's implementations.
+
+use api::ImageDigest;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::ports::PortError;
+
+/// Changes when the way of building changes, so that older images are not taken for new ones.
+const BUILDER: &str = "proximity-image-3";
+
+/// Everything that decides what an image contains.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageSpec {
+    /// Debian release by code name.
+    #[serde(default = "bookworm")]
+    pub suite: String,
+    /// Packages beside the base, sorted when the digest is made.
+    #[serde(default)]
+    pub packages: Vec<String>,
+    /// Files put into the image.
+    #[serde(default)]
+    pub files: Vec<ImageFile>,
+    /// systemd units that start at boot.
+    #[serde(default)]
+    pub enable: Vec<String>,
+    /// systemd units that never start.
+    #[serde(default)]
+    pub mask: Vec<String>,
+}
+
+/// A file of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageFile {
+    /// Absolute path in the guest.
+    pub path: String,
+    /// Its text.
+    pub content: String,
+    /// Permissions, octal like `"0644"`.
+    #[serde(default = "mode_0644")]
+    pub mode: String,
+}
+
+fn bookworm() -> String {
+    "bookworm".into()
+}
+
+fn mode_0644() -> String {
+    "0644".into()
+}
+
+/// Packages of every image. No D-Bus and no logind: a recipe that needs them says so, every other
+/// guest starts faster and smaller.
+const BASE_PACKAGES: &[&str] = &["ca-certificates", "iproute2", "systemd", "systemd-sysv"];
+
+/// Units that make no sense in a container or only cost time there.
+const BASE_MASK: &[&str] = &[
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "console-getty.service",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "getty@.service",
+    "sys-kernel-config.mount",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "systemd-networkd-wait-online.service",
+    "systemd-timesyncd.service",
+];
+
+// The client identifier is the MAC, since reservations are made by MAC; the host name comes from
+// the container, never from the network.
+const NETWORK_DHCP: &str = "[Match]\nName=eth0\n\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n\n[DHCPv4]\nClientIdentifier=mac\nUseHostname=no\nUseDomains=yes\n";
+
+impl ImageSpec {
+    /// This image on top of what every guest has: systemd, and `eth0` by DHCP.
+    #[must_use]
+    pub fn on_base(mut self) -> Self {
+        self.packages
+            .extend(BASE_PACKAGES.iter().map(ToString::to_string));
+        self.mask.extend(BASE_MASK.iter().map(ToString::to_string));
+        self.enable.push("systemd-networkd.service".into());
+        if !self.files.iter().any(|f| f.path == NETWORK_FILE) {
+            self.files.push(ImageFile {
+                path: NETWORK_FILE.into(),
+                content: NETWORK_DHCP.into(),
+                mode: mode_0644(),
+            });
+        }
+        for list in [&mut self.packages, &mut self.enable, &mut self.mask] {
+            list.sort();
+            list.dedup();
+        }
+        self
+    }
+
+    /// The image's digest: SHA-256 over the builder's version and the inputs as JSON.
+    pub fn digest(&self) -> ImageDigest {
+        let inputs = serde_json::json!({ "builder": BUILDER, "spec": self });
+        ImageDigest::from_bytes(Sha256::digest(inputs.to_string()).into())
+    }
+
+    /// Refuses what must not reach a package manager, a path or a unit name.
+    pub fn check(&self) -> Result<(), String> {
+        let word = |s: &str, extra: &str| {
+            !s.is_empty()
+                && s.len() <= 100
+                && !s.starts_with('-')
+                && s.chars()
+                    .all(|c| c.is_ascii_alphanumeric() || extra.contains(c))
+        };
+        if !word(&self.suite, "-") {
+            return Err(format!("suite {:?} is not a release name", self.suite));
+        }
+        if let Some(p) = self.packages.iter().find(|p| !word(p, "+-.")) {
+            return Err(format!("{p:?} is not a package name"));
+        }
+        if let Some(u) = self
+            .enable
+            .iter()
+            .chain(&self.mask)
+            .find(|u| !word(u, "@-._\\"))
+        {
+            return Err(format!("{u:?} is not a unit name"));
+        }
+        self.files.iter().try_for_each(|f| {
+            check_guest_path(&f.path).and_then(|()| parse_mode(&f.mode).map(drop))
+        })
+    }
+}
+
+const NETWORK_FILE: &str = "/etc/systemd/network/10-eth0.network";
+
+/// Absolute, without `..`, without characters that a configuration line could stumble over.
+pub fn check_guest_path(path: &str) -> Result<(), String> {
+    let legal =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '@' | '+');
+    if path.len() > 1
+        && path.starts_with('/')
+        && path.chars().all(legal)
+        && path
+            .split('/')
+            .skip(1)
+            .all(|part| !matches!(part, "" | "." | ".."))
+    {
+        Ok(())
+    } else {
+        Err(format!("{path:?} is not a plain absolute path"))
+    }
+}
+
+/// Parses permissions like `0644`.
+pub fn parse_mode(mode: &str) -> Result<u32, String> {
+    u32::from_str_radix(mode, 8)
+        .ok()
+        .filter(|m| *m <= 0o777 && mode.len() <= 4)
+        .ok_or_else(|| format!("{mode:?} is not a file mode like 0644"))
+}
+
+/// Where images are built and kept.
+#[async_trait::async_trait]
+pub trait Images: Send + Sync {
+    /// Whether the image is there, complete.
+    async fn cached(&self, digest: &ImageDigest) -> bool;
+
+    /// Makes the image unless it is there. Two calls at once make it once. `progress` gets lines
+    /// for people.
+    async fn ensure(
+        &self,
+        spec: &ImageSpec,
+        progress: &(dyn Fn(String) + Send + Sync),
+    ) -> Result<ImageDigest, PortError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(packages: &[&str]) -> ImageSpec {
+        ImageSpec {
+            suite: bookworm(),
+            packages: packages.iter().map(ToString::to_string).collect(),
+            files: vec![],
+            enable: vec![],
+            mask: vec![],
+        }
+    }
+
+    #[test]
+    fn the_digest_follows_the_inputs_not_their_order() {
+        let a = spec(&["nginx-light", "jq"]).on_base();
+        let b = spec(&["jq", "nginx-light", "jq"]).on_base();
+        assert_eq!(a.digest(), b.digest());
+        assert_ne!(a.digest(), spec(&["jq"]).on_base().digest());
+    }
+
+    #[test]
+    fn names_that_could_be_options_or_paths_are_refused() {
+        for bad in ["--hook=x", "a b", "", "a;b", "$(x)", "../x"] {
+            assert!(spec(&[bad]).check().is_err(), "{bad:?}");
+        }
+        for bad in ["etc/x", "/", "/a/../b", "/a//b", "/a b", "/a\nb", "/a:b"] {
+            assert!(check_guest_path(bad).is_err(), "{bad:?}");
+        }
+        assert!(spec(&["libstdc++6"]).on_base().check().is_ok());
+        assert!(parse_mode("4755").is_err());
+    }
+}

@@ -1,0 +1,153 @@
+//! Instances: guests that people asked for, as the store keeps them.
+//!
+//! Owns the record and what follows from it by arithmetic. What to do next is [`plan`]'s business.
+
+pub mod plan;
+
+use std::net::Ipv4Addr;
+
+use api::app::{App, AppStatus, Failure, Limits};
+use api::{HostName, ImageDigest, InstanceId, InstanceName, MacAddr, RecipeId, ZoneName};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use wire::gateway::{Readiness, ReservedHost, Route};
+
+use crate::catalog::GuestFile;
+use crate::image::ImageSpec;
+use crate::ports::{GuestSpec, Nic};
+use crate::zone::ZoneSpec;
+
+/// What is wanted of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InstanceDesired {
+    /// Running and answering.
+    Running,
+    /// There, not running.
+    Stopped,
+    /// Gone.
+    Deleted,
+}
+
+/// What an instance was asked to be: kept as it was at deploy, whatever becomes of its recipe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    /// The recipe it was made of.
+    pub recipe: RecipeId,
+    /// What it is cloned from.
+    pub image: ImageSpec,
+    /// The digest of `image`.
+    pub image_digest: ImageDigest,
+    /// What it may use.
+    pub limits: Limits,
+    /// The port it answers on.
+    pub port: u16,
+    /// What counts as its own answer.
+    pub readiness: Readiness,
+    /// How long the first answer may take, in seconds.
+    pub ready_timeout_s: u32,
+    /// Files written before its first start.
+    pub files: Vec<GuestFile>,
+}
+
+/// An instance as the store keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceRecord {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its name.
+    pub name: InstanceName,
+    /// The zone it lives in.
+    pub zone: ZoneName,
+    /// Its reserved address.
+    pub address: Ipv4Addr,
+    /// What it should be.
+    pub spec: InstanceSpec,
+    /// What is wanted.
+    pub desired: InstanceDesired,
+    /// Where it is in its life.
+    pub status: AppStatus,
+    /// Whether its address and name should be in the gateway.
+    pub published: bool,
+    /// Whether its route should be open.
+    pub routed: bool,
+    /// Whether it must be stopped once before it may count as running.
+    pub restart: bool,
+    /// What stopped it.
+    pub failure: Option<Failure>,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+}
+
+impl InstanceRecord {
+    /// Its Ethernet address.
+    pub fn mac(&self, zone: &ZoneSpec) -> MacAddr {
+        zone.mac_of(self.address)
+    }
+
+    /// Its host name in the zone's reverse proxy.
+    pub fn host(&self, zone: &ZoneSpec) -> HostName {
+        HostName::in_domain(&self.name, &zone.domain)
+    }
+
+    /// It as a guest.
+    pub fn guest(&self, zone: &ZoneSpec) -> GuestSpec {
+        GuestSpec {
+            id: self.id.clone(),
+            name: self.name.clone(),
+            zone: self.zone.clone(),
+            kind: "app".into(),
+            image: self.spec.image_digest.clone(),
+            limits: self.spec.limits,
+            nics: vec![Nic {
+                bridge: zone.bridge.clone(),
+                mac: self.mac(zone),
+                address: None,
+                gateway: None,
+            }],
+            files: crate::zone::network_files(zone, &self.name)
+                .into_iter()
+                .chain(self.spec.files.iter().cloned())
+                .collect(),
+        }
+    }
+
+    /// Its reservation, as the gateway publishes it.
+    pub fn reserved_host(&self, zone: &ZoneSpec) -> ReservedHost {
+        ReservedHost {
+            instance: self.id.clone(),
+            name: self.name.clone(),
+            mac: self.mac(zone),
+            address: self.address,
+        }
+    }
+
+    /// Its route, as the gateway opens it.
+    pub fn route(&self, zone: &ZoneSpec) -> Route {
+        Route {
+            host: self.host(zone),
+            instance: self.id.clone(),
+            port: self.spec.port,
+        }
+    }
+
+    /// It as the API shows it.
+    pub fn app(&self, zone: &ZoneSpec) -> App {
+        App {
+            name: self.name.clone(),
+            id: self.id.clone(),
+            app_id: self.spec.recipe.clone(),
+            zone: self.zone.clone(),
+            vmid: None,
+            ip: self.address,
+            mac: self.mac(zone),
+            port: self.spec.port,
+            url: format!("http://{}/", self.host(zone)),
+            status: self.status,
+            failure: self.failure.clone(),
+            image: self.spec.image_digest.clone(),
+            limits: self.spec.limits,
+            created_at: self.created_at.to_string(),
+        }
+    }
+}

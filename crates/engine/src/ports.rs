@@ -1,0 +1,293 @@
+//! The ports: what the engine needs from the outside, as small object-safe traits.
+//!
+//! `backends` makes them real, [`crate::fake`] doubles them for tests. No port knows of operations,
+//! users or HTTP; none keeps desired state.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use api::app::Limits;
+use api::{ImageDigest, InstanceId, InstanceName, InterfaceName, MacAddr, ZoneName};
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use wire::gateway::{GatewayDiff, GatewayReport, GatewayState, ProbeRequest};
+
+pub use crate::image::Images;
+pub use crate::store::Store;
+
+use crate::catalog::GuestFile;
+use crate::zone::Wan;
+
+/// A port could not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{what}: {cause}")]
+pub struct PortError {
+    /// The operation that failed, with the object.
+    pub what: String,
+    /// Why, as told by the other side.
+    pub cause: String,
+    /// What may help.
+    pub hint: Option<String>,
+}
+
+impl PortError {
+    /// An error without a hint.
+    pub fn new(what: impl Into<String>, cause: impl std::fmt::Display) -> Self {
+        Self {
+            what: what.into(),
+            cause: cause.to_string(),
+            hint: None,
+        }
+    }
+
+    /// Adds what may help.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// Everything that makes a guest what it is. Two equal specs make equal guests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestSpec {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its host name.
+    pub name: InstanceName,
+    /// The zone it belongs to.
+    pub zone: ZoneName,
+    /// `app`, `sandbox`, `browser` or `appliance`.
+    pub kind: String,
+    /// What it is cloned from.
+    pub image: ImageDigest,
+    /// What it may use.
+    pub limits: Limits,
+    /// Its network interfaces, `eth0` first.
+    pub nics: Vec<Nic>,
+    /// Files written before its first start. Changes after that do not reach the guest.
+    pub files: Vec<GuestFile>,
+}
+
+/// One network interface of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// The bridge it is attached to.
+    pub bridge: InterfaceName,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// A fixed address with the prefix of its network, set by the node; else DHCP in the guest.
+    pub address: Option<Ipv4Net>,
+    /// The default gateway, with a fixed address.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// What became of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestState {
+    /// There is nothing of it.
+    Absent,
+    /// Begun and not finished: creating it again finishes it.
+    Partial,
+    /// Complete, not running.
+    Stopped,
+    /// Running.
+    Running,
+}
+
+impl GuestState {
+    /// The word used on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Partial => "partial",
+            Self::Stopped => "stopped",
+            Self::Running => "running",
+        }
+    }
+}
+
+/// A guest as its backend sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestObserved {
+    /// What became of it.
+    pub state: GuestState,
+    /// The spec it was made of, when it is complete.
+    pub spec: Option<GuestSpec>,
+}
+
+/// Guests on a node.
+#[async_trait]
+pub trait Backend: Send + Sync {
+    /// What there is of a guest.
+    async fn observe(&self, id: &InstanceId) -> Result<GuestObserved, PortError>;
+
+    /// Ids of all guests that carry our mark, complete or not.
+    async fn inventory(&self) -> Result<Vec<InstanceId>, PortError>;
+
+    /// Makes a guest, or makes an existing stopped one conform to the spec. Idempotent.
+    async fn create(&self, spec: &GuestSpec) -> Result<(), PortError>;
+
+    /// Starts it and verifies that it runs. Idempotent.
+    async fn start(&self, id: &InstanceId) -> Result<(), PortError>;
+
+    /// Stops it: politely, then by force when `grace` is over. Idempotent.
+    async fn stop(&self, id: &InstanceId, grace: Duration) -> Result<(), PortError>;
+
+    /// Removes every trace of it. Refuses what does not carry our mark for this id. Idempotent.
+    async fn destroy(&self, id: &InstanceId) -> Result<(), PortError>;
+
+    /// The last lines of its console: data from a guest.
+    async fn console_tail(&self, id: &InstanceId, lines: usize) -> Vec<String>;
+}
+
+/// What a zone needs of its node's network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeNetworkSpec {
+    /// The zone it is for; its name is the mark on what is made.
+    pub zone: ZoneName,
+    /// The zone's bridge. The node itself has no address on it.
+    pub bridge: InterfaceName,
+    /// The zone's subnet.
+    pub subnet: Ipv4Net,
+    /// The way out.
+    pub wan: Wan,
+}
+
+/// How the node's network stands against a spec.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkObserved {
+    /// What is missing or differs, in sentences; empty when all holds.
+    pub drift: Vec<String>,
+    /// What is in the way and not ours.
+    pub conflicts: Vec<String>,
+}
+
+/// Bridges, kernel settings and the way out of a node.
+#[async_trait]
+pub trait NodeNetwork: Send + Sync {
+    /// Compares what is with what should be; changes nothing.
+    async fn observe(&self, spec: &NodeNetworkSpec) -> Result<NetworkObserved, PortError>;
+
+    /// Makes it so. Touches nothing that does not carry our mark. Idempotent.
+    async fn ensure(&self, spec: &NodeNetworkSpec) -> Result<(), PortError>;
+
+    /// Takes what is ours away and puts settings back. Goes on past errors and reports all.
+    async fn remove(&self, spec: &NodeNetworkSpec) -> Result<(), PortError>;
+}
+
+/// The gateway API of a zone's appliance.
+#[async_trait]
+pub trait Gateway: Send + Sync {
+    /// Makes the whole state hold and says what had to be changed.
+    async fn apply(
+        &self,
+        appliance: &InstanceId,
+        state: &GatewayState,
+    ) -> Result<GatewayDiff, PortError>;
+
+    /// Reads what holds now.
+    async fn read(&self, appliance: &InstanceId) -> Result<GatewayReport, PortError>;
+
+    /// Waits until an instance answers as asked, at most as long as the request says.
+    /// The error's cause is the last thing that was seen.
+    async fn probe(&self, appliance: &InstanceId, request: &ProbeRequest) -> Result<(), PortError>;
+}
+
+/// A command for a guest, checked.
+#[derive(Clone, PartialEq, Eq)]
+pub struct GuestCommand {
+    /// Program and arguments; never empty.
+    pub argv: Vec<String>,
+    /// Environment beside the standard variables.
+    pub env: BTreeMap<String, String>,
+    /// Working directory.
+    pub cwd: Option<String>,
+    /// User name or number.
+    pub user: Option<String>,
+    /// Standard input.
+    pub stdin: Vec<u8>,
+    /// How long it may run.
+    pub timeout: Duration,
+}
+
+/// What a command did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandOutcome {
+    /// Its standard output, at most [`OUTPUT_CAP`] bytes.
+    pub stdout: Vec<u8>,
+    /// Its standard error, at most [`OUTPUT_CAP`] bytes.
+    pub stderr: Vec<u8>,
+    /// How it ended.
+    pub end: CommandEnd,
+    /// Whether output was dropped.
+    pub truncated: bool,
+    /// How long it ran.
+    pub duration: Duration,
+}
+
+/// The most that is kept of one output stream, in bytes.
+pub const OUTPUT_CAP: usize = 8 << 20;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommandEnd {
+    /// By itself, with this code.
+    Exited(i32),
+    /// By a signal.
+    Signalled(i32),
+    /// By its deadline; its whole process tree is gone.
+    TimedOut,
+}
+
+/// A channel could not carry a command to its end.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ChannelError {
+    /// Nothing ran: trying again is safe.
+    #[error("nothing ran: {0}")]
+    NothingRan(String),
+    /// It may have run, wholly or in part: trying again may run it twice.
+    #[error("outcome unknown: {0}")]
+    OutcomeUnknown(String),
+}
+
+/// A way by which a command reaches a guest.
+#[async_trait]
+pub trait Channel: Send + Sync {
+    /// The channel's name as the word list has it.
+    fn name(&self) -> &'static str;
+
+    /// Runs a command to its end. Exactly one outcome, or an error that says whether it may have run.
+    async fn run(
+        &self,
+        guest: &InstanceId,
+        command: GuestCommand,
+    ) -> Result<CommandOutcome, ChannelError>;
+}
+
+/// Time and randomness, so that tests can hold them still.
+pub trait Entropy: Send + Sync {
+    /// Now.
+    fn now(&self) -> jiff::Timestamp;
+    /// Eight random bytes for an id.
+    fn id_bytes(&self) -> Result<[u8; 8], PortError>;
+}
+
+/// The machine's own clock and random source.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemEntropy;
+
+impl Entropy for SystemEntropy {
+    fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::now()
+    }
+
+    fn id_bytes(&self) -> Result<[u8; 8], PortError> {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes).map_err(|e| PortError::new("read random bytes", e))?;
+        Ok(bytes)
+    }
+}

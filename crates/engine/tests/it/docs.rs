@@ -1,0 +1,35 @@
+//! The documentation shows only files that the engine takes.
+
+use engine::catalog::Recipe;
+use engine::config::Config;
+
+/// The fenced blocks of YAML on a page.
+fn yaml_blocks(page: &str) -> Vec<&str> {
+    let after_fences = page.split("```yaml\n").skip(1);
+    after_fences
+        .map(|rest| rest.split_once("```").unwrap().0)
+        .collect()
+}
+
+#[test]
+fn the_configuration_page_shows_the_defaults_and_files_that_parse() {
+    let page = include_str!("../../../../docs/configuration.md");
+    let blocks = yaml_blocks(page);
+    assert_eq!(
+        Config::parse(blocks[0]).unwrap(),
+        Config::built_in().unwrap()
+    );
+    for block in blocks {
+        assert!(Config::parse(block).is_ok(), "{block}");
+    }
+}
+
+#[test]
+fn the_catalog_page_shows_recipes_that_check() {
+    let page = include_str!("../../../../docs/catalog.md");
+    let blocks = yaml_blocks(page);
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        assert!(Recipe::parse(block).is_ok(), "{:?}", Recipe::parse(block));
+    }
+}
