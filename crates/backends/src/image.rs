@@ -1,0 +1,375 @@
+//! Images on this machine: built by mmdebstrap from the machine's own package sources, kept by
+//! digest, shared by every controller and test of the machine.
+//!
+//! ```text
+//!   IMAGE_DIR/DIGEST/rootfs      ids shifted into the range of unprivileged guests
+//!                   /image.json  written last: its presence means complete
+//!   IMAGE_DIR/DIGEST.lock        one builder at a time
+//!   IMAGE_DIR/DIGEST.log         what the build said
+//! ```
+//!
+//! A complete image never changes: it is the lower layer of running guests.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use api::ImageDigest;
+use async_trait::async_trait;
+use engine::image::{ImageSpec, Images, parse_mode};
+use engine::ports::PortError;
+
+use crate::lxc::{ID_BASE, ID_COUNT};
+use crate::program::Program;
+
+mod sources;
+
+/// How long a build may take.
+const BUILD_DEADLINE: Duration = Duration::from_secs(1800);
+
+/// The image cache of this machine.
+#[derive(Debug, Clone)]
+pub struct ImageStore {
+    dir: PathBuf,
+}
+
+/// One image in the cache.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct CachedImage {
+    /// Its digest.
+    pub digest: ImageDigest,
+    /// What went into it.
+    pub spec: ImageSpec,
+    /// What it takes on the disk, in bytes.
+    pub size_bytes: u64,
+}
+
+impl ImageStore {
+    /// Over `dir`, which is made when the first image is built.
+    pub fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+        }
+    }
+
+    fn image(&self, digest: &ImageDigest) -> PathBuf {
+        self.dir.join(digest.as_str())
+    }
+
+    /// The root file system of an image.
+    pub(crate) fn rootfs(&self, digest: &ImageDigest) -> PathBuf {
+        self.image(digest).join("rootfs")
+    }
+
+    /// Whether the image is there, complete.
+    pub(crate) fn is_complete(&self, digest: &ImageDigest) -> bool {
+        self.image(digest).join("image.json").exists()
+    }
+
+    /// All complete images.
+    pub fn list(&self) -> Vec<CachedImage> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let mut images: Vec<CachedImage> = entries
+            .filter_map(|e| {
+                let digest: ImageDigest = e.file_name().to_str()?.parse().ok()?;
+                let text = fs::read(e.path().join("image.json")).ok()?;
+                let spec = serde_json::from_slice(&text).ok()?;
+                Some(CachedImage {
+                    size_bytes: tree_size(&e.path()),
+                    digest,
+                    spec,
+                })
+            })
+            .collect();
+        images.sort_by(|a, b| a.digest.cmp(&b.digest));
+        images
+    }
+
+    async fn build(
+        &self,
+        spec: &ImageSpec,
+        digest: &ImageDigest,
+        progress: &(dyn Fn(String) + Send + Sync),
+    ) -> Result<(), PortError> {
+        let began = Instant::now();
+        let what = format!("build image {digest:.12}");
+        spec.check().map_err(|e| PortError::new(&what, e))?;
+        let work = self.dir.join(format!("{digest}.partial"));
+        // What an interrupted build left is ours: the lock is held.
+        clear(&work).await?;
+        fs::create_dir_all(&work).map_err(|e| PortError::new(&what, e))?;
+        let tar = work.join("rootfs.tar");
+        progress(format!("installing {} packages", spec.packages.len()));
+        self.bootstrap(spec, &work, &tar, &what, digest).await?;
+        progress(format!(
+            "unpacking after {:.0} s",
+            began.elapsed().as_secs_f64()
+        ));
+        let rootfs = work.join("rootfs");
+        unpack(&tar, &rootfs, &what).await?;
+        fs::remove_file(&tar).map_err(|e| PortError::new(&what, e))?;
+        let text = serde_json::to_vec_pretty(spec).map_err(|e| PortError::new(&what, e))?;
+        let finish = || -> io::Result<()> {
+            fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o711))?;
+            // Guests' roots pass through; no user of the node gets at set-id programs of an image.
+            chown(&work, Some(0), Some(ID_BASE))?;
+            fs::set_permissions(&work, fs::Permissions::from_mode(0o710))?;
+            // A complete image never changes, so it must be whole on the disk before it counts.
+            rustix::fs::syncfs(File::open(&work)?)?;
+            let mut file = File::create(work.join("image.json"))?;
+            io::Write::write_all(&mut file, &text)?;
+            file.sync_all()?;
+            fs::rename(&work, self.image(digest))?;
+            File::open(&self.dir)?.sync_all()
+        };
+        finish().map_err(|e| PortError::new(&what, e))?;
+        progress(format!(
+            "image {digest:.12} built in {:.0} s",
+            began.elapsed().as_secs_f64()
+        ));
+        Ok(())
+    }
+
+    /// Packages and files into a tar. mmdebstrap works in a directory of its own, outside of everything.
+    async fn bootstrap(
+        &self,
+        spec: &ImageSpec,
+        work: &Path,
+        tar: &Path,
+        what: &str,
+        digest: &ImageDigest,
+    ) -> Result<(), PortError> {
+        let overlay = work.join("files");
+        write_files(&overlay, spec).map_err(|e| PortError::new(what, e))?;
+        let hook = work.join("finish");
+        fs::write(&hook, finish_script(spec)).map_err(|e| PortError::new(what, e))?;
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))
+            .map_err(|e| PortError::new(what, e))?;
+        // In namespaces of its own: a build that is cut short takes its processes and mounts with it.
+        let mut program = Program::new(what, "unshare")
+            .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+            .args(["--propagation=private", "--", "mmdebstrap"])
+            .args(["--mode=root", "--variant=apt", "--format=tar"])
+            .arg("--aptopt=Apt::Install-Recommends \"false\"")
+            .arg("--dpkgopt=path-exclude=/usr/share/man/*")
+            .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
+            .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
+            .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
+            .arg(format!("--include={}", spec.packages.join(",")))
+            .arg(format!("--customize-hook=sync-in {} /", quoted(&overlay)?))
+            .arg(format!("--customize-hook={}", quoted(&hook)?))
+            .env("TMPDIR", work)
+            .deadline(BUILD_DEADLINE);
+        for option in sources::apt_options().await {
+            program = program.arg(format!("--aptopt={option}"));
+        }
+        program = program
+            .arg(&spec.suite)
+            .arg(tar)
+            .args(sources::of_suite(&spec.suite));
+        let ended = program.output().await?;
+        let log = self.dir.join(format!("{digest}.log"));
+        fs::write(&log, &ended.stderr).map_err(|e| PortError::new(what, e))?;
+        if ended.status.success() {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&ended.stderr);
+        let cause = text
+            .lines()
+            .rfind(|l| l.starts_with("E:"))
+            .unwrap_or("mmdebstrap failed");
+        Err(PortError::new(what, cause).hint(format!(
+            "the whole build log: {}; packages come from this machine's own apt sources",
+            log.display()
+        )))
+    }
+}
+
+/// Paths of ours in a hook's command line, which mmdebstrap gives to a shell.
+fn quoted(path: &Path) -> Result<String, PortError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
+    match path.to_str() {
+        Some(s) if s.chars().all(plain) => Ok(s.to_owned()),
+        _ => Err(PortError::new(
+            "build an image",
+            format!("{} has unusual characters", path.display()),
+        )
+        .hint("use an image directory of letters, digits and / . _ -")),
+    }
+}
+
+/// Runs in mmdebstrap's own environment with the new root as `$1`. Unit names were checked.
+fn finish_script(spec: &ImageSpec) -> String {
+    let mut text = String::from("#!/bin/sh\nset -eu\n");
+    for (verb, units) in [("mask", &spec.mask), ("enable", &spec.enable)] {
+        for unit in units {
+            text.push_str(&format!("chroot \"$1\" systemctl {verb} '{unit}'\n"));
+        }
+    }
+    // The container gives the name; the machine id is made at first boot.
+    text.push_str("rm -f \"$1/etc/hostname\" \"$1/etc/resolv.conf\" \"$1/var/lib/dbus/machine-id\"\n: >\"$1/etc/machine-id\"\n");
+    text
+}
+
+fn write_files(overlay: &Path, spec: &ImageSpec) -> io::Result<()> {
+    fs::create_dir_all(overlay)?;
+    fs::set_permissions(overlay, fs::Permissions::from_mode(0o755))?;
+    for file in &spec.files {
+        let path = overlay.join(file.path.trim_start_matches('/'));
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        fs::write(&path, &file.content)?;
+        let mode = parse_mode(&file.mode).map_err(io::Error::other)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+    }
+    Ok(())
+}
+
+/// Unpacks inside a user namespace with the guests' id map: owners, set-id bits and file
+/// capabilities land shifted, as the kernel would have it.
+async fn unpack(tar: &Path, rootfs: &Path, what: &str) -> Result<(), PortError> {
+    let prepare = || -> io::Result<()> {
+        fs::create_dir(rootfs)?;
+        chown(rootfs, Some(ID_BASE), Some(ID_BASE))?;
+        fs::set_permissions(rootfs, fs::Permissions::from_mode(0o755))?;
+        // The unpacking root is none of the node's users: let it pass and read.
+        for path in tar.ancestors().skip(1).take(2) {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o711))?;
+        }
+        fs::set_permissions(tar, fs::Permissions::from_mode(0o644))
+    };
+    prepare().map_err(|e| PortError::new(what, e))?;
+    let namespace = IdNamespace::make().map_err(|e| PortError::new(what, e))?;
+    Program::new(what, "nsenter")
+        .args([
+            "--user",
+            "--target",
+            &namespace.pid.to_string(),
+            "--",
+            "tar",
+        ])
+        .args([
+            "--numeric-owner",
+            "--xattrs",
+            "--xattrs-include=*",
+            "--exclude=./dev/*",
+            "-C",
+        ])
+        .arg(rootfs)
+        .arg("-xpf")
+        .arg(tar)
+        .deadline(Duration::from_secs(300))
+        .run()
+        .await
+        .map(drop)
+}
+
+/// A user namespace with the guests' id map, held by a process that waits for its input to end. The
+/// map is written directly, as root may: the machine's /etc/subuid has no say in it.
+struct IdNamespace {
+    pid: u32,
+    holder: std::process::Child,
+}
+
+impl IdNamespace {
+    fn make() -> io::Result<Self> {
+        let mut holder = std::process::Command::new("unshare")
+            .args(["--user", "sh", "-c", "echo; exec cat"])
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()?;
+        let pid = holder.id();
+        // The line says that the process is in its namespace.
+        if let Some(pipe) = &mut holder.stdout {
+            io::Read::read_exact(pipe, &mut [0])?;
+        }
+        for map in ["uid_map", "gid_map"] {
+            fs::write(
+                format!("/proc/{pid}/{map}"),
+                format!("0 {ID_BASE} {ID_COUNT}\n"),
+            )?;
+        }
+        Ok(Self { pid, holder })
+    }
+}
+
+impl Drop for IdNamespace {
+    fn drop(&mut self) {
+        drop(self.holder.stdin.take());
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// Removes a build that was cut short. Mounts of it went with its namespace.
+async fn clear(path: &Path) -> Result<(), PortError> {
+    Program::new(format!("clear {}", path.display()), "rm")
+        .args(["-rf", "--one-file-system", "--"])
+        .arg(path)
+        .run()
+        .await
+        .map(drop)
+}
+
+fn tree_size(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries
+        .map(|e| match e.metadata() {
+            Ok(m) if m.is_dir() => tree_size(&e.path()),
+            Ok(m) => m.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+#[async_trait]
+impl Images for ImageStore {
+    async fn cached(&self, digest: &ImageDigest) -> bool {
+        self.is_complete(digest)
+    }
+
+    async fn ensure(
+        &self,
+        spec: &ImageSpec,
+        progress: &(dyn Fn(String) + Send + Sync),
+    ) -> Result<ImageDigest, PortError> {
+        let digest = spec.digest();
+        if self.is_complete(&digest) {
+            return Ok(digest);
+        }
+        let what = format!("build image {digest:.12}");
+        fs::create_dir_all(&self.dir).map_err(|e| PortError::new(&what, e))?;
+        let lock_path = self.dir.join(format!("{digest}.lock"));
+        let lock = File::create(&lock_path).map_err(|e| PortError::new(&what, e))?;
+        if lock.try_lock().is_err() {
+            progress("another build of this image is under way; waiting for it".into());
+        }
+        let lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock))
+            .await
+            .map_err(|e| PortError::new(&what, e))?
+            .map_err(|e| PortError::new(&what, e))?;
+        if !self.is_complete(&digest) {
+            self.build(spec, &digest, progress).await?;
+        }
+        drop(lock);
+        Ok(digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_finish_script_names_units_only() {
+        let spec = engine::zone::appliance_image();
+        spec.check().unwrap();
+        insta::assert_snapshot!(finish_script(&spec));
+    }
+}

@@ -1,0 +1,228 @@
+//! The writable layer of a guest that has never run: its directories, its disk, and the files a
+//! recipe puts in. Never touches the layer of a guest that has run.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Component, Path};
+use std::time::Duration;
+
+use engine::catalog::GuestFile;
+use engine::ports::{GuestSpec, PortError};
+
+use super::config::ID_BASE;
+use super::layout::{self, GuestDir};
+use crate::program::Program;
+
+fn at(what: &str, path: &Path) -> impl Fn(io::Error) -> PortError {
+    let what = format!("{what} {}", path.display());
+    move |e| PortError::new(what.clone(), e)
+}
+
+/// Makes the layer afresh: whatever an unfinished attempt left is removed first.
+pub(crate) async fn make(dir: &GuestDir, spec: &GuestSpec, lower: &Path) -> Result<(), PortError> {
+    unmount_disk(dir).await?;
+    for path in [
+        dir.upper(),
+        dir.work(),
+        dir.disk(),
+        dir.root().join("up"),
+        dir.root().join("work"),
+    ] {
+        remove_tree(&path).await?;
+    }
+    let _ = fs::remove_file(dir.disk_image());
+    if let Some(gb) = spec.limits.disk_gb {
+        make_disk(dir, gb).await?;
+        mount_disk(dir).await?;
+    }
+    own_directory(&dir.upper(), 0o755)?;
+    own_directory(&dir.work(), 0o755)?;
+    for file in &spec.files {
+        write_file(&dir.upper(), lower, file)?;
+    }
+    Ok(())
+}
+
+fn own_directory(path: &Path, mode: u32) -> Result<(), PortError> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(at("make", path)(e)),
+        _ => {}
+    }
+    chown(path, Some(ID_BASE), Some(ID_BASE)).map_err(at("give away", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(at("set permissions of", path))
+}
+
+/// Removes a tree that a guest may have made as deep as it liked: `rm` walks it with a bounded number
+/// of descriptors, follows no link and stays on its file system.
+pub(crate) async fn remove_tree(path: &Path) -> Result<(), PortError> {
+    Program::new(format!("remove {}", path.display()), "rm")
+        .args(["-rf", "--one-file-system", "--"])
+        .arg(path)
+        .deadline(Duration::from_secs(600))
+        .run()
+        .await
+        .map(drop)
+}
+
+/// Removes everything of a guest but its mark. Goes on past what can't be removed and reports all of it.
+pub(crate) async fn clear(dir: &GuestDir) -> Result<(), PortError> {
+    let root = dir.root();
+    let mut errors = Vec::new();
+    for entry in fs::read_dir(root).map_err(at("list", root))? {
+        let entry = entry.map_err(at("list", root))?;
+        if entry.file_name() != layout::MARK {
+            let removed = remove_tree(&entry.path()).await;
+            errors.extend(removed.err().map(|e| e.to_string()));
+        }
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(PortError::new(
+        format!("empty {}", root.display()),
+        errors.join("; "),
+    ))
+}
+
+/// Writes one file into the layer. Directories on the way look as they do in the image; a symbolic
+/// link on the way is refused, since it would lead out of the layer.
+fn write_file(upper: &Path, lower: &Path, file: &GuestFile) -> Result<(), PortError> {
+    let relative = Path::new(file.path.trim_start_matches('/'));
+    let mut here = upper.to_owned();
+    let mut image = lower.to_owned();
+    let parents = relative.parent().into_iter().flat_map(Path::components);
+    for part in parents {
+        let Component::Normal(name) = part else {
+            return Err(PortError::new(
+                format!("write {}", file.path),
+                "its path is not plain",
+            ));
+        };
+        here.push(name);
+        image.push(name);
+        let (mode, uid, gid) = match fs::symlink_metadata(&image) {
+            Ok(m) if m.is_dir() => (m.mode() & 0o7777, m.uid(), m.gid()),
+            Ok(_) => {
+                return Err(PortError::new(
+                    format!("write {}", file.path),
+                    format!("{} is not a directory in the image", image.display()),
+                ));
+            }
+            Err(_) => (0o755, ID_BASE, ID_BASE),
+        };
+        match fs::create_dir(&here) {
+            Ok(()) => {
+                chown(&here, Some(uid), Some(gid)).map_err(at("give away", &here))?;
+                fs::set_permissions(&here, fs::Permissions::from_mode(mode))
+                    .map_err(at("set permissions of", &here))?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(at("make", &here)(e)),
+        }
+    }
+    let path = upper.join(relative);
+    let mut written = fs::File::create(&path).map_err(at("write", &path))?;
+    io::Write::write_all(&mut written, file.content.as_bytes())
+        .and_then(|()| written.sync_all())
+        .map_err(at("write", &path))?;
+    chown(&path, Some(ID_BASE), Some(ID_BASE)).map_err(at("give away", &path))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))
+        .map_err(at("set permissions of", &path))
+}
+
+/// A sparse file with a file system whose root belongs to the guest's root.
+async fn make_disk(dir: &GuestDir, gb: u32) -> Result<(), PortError> {
+    let image = dir.disk_image();
+    let file = fs::File::create(&image).map_err(at("make", &image))?;
+    file.set_len(u64::from(gb) << 30)
+        .map_err(at("make", &image))?;
+    drop(file);
+    Program::new(
+        format!("make a file system in {}", image.display()),
+        "mkfs.ext4",
+    )
+    .args(["-q", "-m", "0", "-E"])
+    .arg(format!(
+        "root_owner={ID_BASE}:{ID_BASE},lazy_itable_init=1,nodiscard"
+    ))
+    .arg(&image)
+    .run()
+    .await
+    .map(drop)
+}
+
+/// Mounts a guest's disk, if it has one and it is not mounted.
+pub(crate) async fn mount_disk(dir: &GuestDir) -> Result<(), PortError> {
+    let (image, disk) = (dir.disk_image(), dir.disk());
+    if !image.exists() || is_mounted(&disk)? {
+        return Ok(());
+    }
+    own_directory(&disk, 0o755)?;
+    Program::new(format!("mount {}", image.display()), "mount")
+        .args(["-t", "ext4", "-o", "loop,nosuid,nodev,noatime"])
+        .arg(&image)
+        .arg(&disk)
+        .deadline(Duration::from_secs(30))
+        .run()
+        .await
+        .map(drop)
+}
+
+/// Unmounts a guest's disk, if it is mounted. Goes below a file system that is busy for a moment
+/// after its last user ended.
+pub(crate) async fn unmount_disk(dir: &GuestDir) -> Result<(), PortError> {
+    let disk = dir.disk();
+    let mut last = None;
+    for _ in 0..40 {
+        if !is_mounted(&disk)? {
+            return Ok(());
+        }
+        let attempt = Program::new(format!("unmount {}", disk.display()), "umount")
+            .arg(&disk)
+            .run()
+            .await;
+        match attempt {
+            Ok(_) => {}
+            Err(e) => {
+                last = Some(e);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    last.map_or(Ok(()), Err)
+}
+
+fn is_mounted(path: &Path) -> Result<bool, PortError> {
+    let table = fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|e| PortError::new("read the mount table", e))?;
+    let wanted = path.to_string_lossy();
+    Ok(table.lines().any(|l| l.split(' ').nth(4) == Some(&*wanted)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_in_the_image_does_not_lead_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let (upper, lower, outside) = (
+            dir.path().join("up"),
+            dir.path().join("low"),
+            dir.path().join("out"),
+        );
+        for d in [&upper, &lower, &outside] {
+            fs::create_dir(d).unwrap();
+        }
+        std::os::unix::fs::symlink(&outside, lower.join("etc")).unwrap();
+        let file = GuestFile {
+            path: "/etc/x".into(),
+            mode: 0o644,
+            content: "x".into(),
+        };
+        assert!(write_file(&upper, &lower, &file).is_err());
+        assert!(!outside.join("x").exists());
+    }
+}
