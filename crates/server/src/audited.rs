@@ -1,0 +1,412 @@
+//! Every call that may change something stands in the audit log: its intent before anything is done,
+//! its outcome after. A call whose intent can't be written is not carried out.
+//!
+//! ```text
+//!   refusals ▸ host ▸ token ▸ ┌ actions ───────────────────────────────┐
+//!                             │ intent ▸ idempotency ▸ handler ▸ outcome │
+//!                             └──────────────────────────────────────────┘
+//! ```
+//!
+//! [`actions`] writes intents and outcomes; [`refusals`] writes what did not get that far. Handlers only
+//! say how their action ended ([`Told`]). What is read from a body are names and argument vectors, never
+//! the values of parameters and variables, and never a command's input.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::audit::{Entry, Log, Outcome};
+use api::app::DeployRequest;
+use api::exec::ExecResult;
+use api::gateway::DownRequest;
+use api::{Problem, ZoneName};
+use axum::body::{Body, Bytes};
+use axum::extract::{
+    ConnectInfo, FromRequest, FromRequestParts, MatchedPath, Query, RawPathParams, Request,
+    State as Extract,
+};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
+
+use crate::answer::Failed;
+use crate::auth::Actor;
+use crate::idempotency::REPLAYED;
+use crate::system::OfZone;
+use crate::{Peer, State};
+
+/// The head of the audit log after the call: kept elsewhere, it shows later that nothing was cut off.
+pub(crate) const HEAD: HeaderName = HeaderName::from_static("proximity-audit-head");
+
+/// Every call that changes something: method, path, and the name of the action.
+const ACTIONS: &[(Method, &str, &str)] = &[
+    (Method::POST, "/api/v1/zones/{zone}/up", "zone.up"),
+    (Method::POST, "/api/v1/zones/{zone}/down", "zone.down"),
+    (Method::POST, "/api/v1/apps/deploy", "app.deploy"),
+    (Method::DELETE, "/api/v1/apps/{name}", "app.delete"),
+    (Method::POST, "/api/v1/apps/{name}/start", "app.start"),
+    (Method::POST, "/api/v1/apps/{name}/stop", "app.stop"),
+    (Method::POST, "/api/v1/apps/{name}/restart", "app.restart"),
+    (
+        Method::POST,
+        "/api/v1/instances/{name}/exec",
+        "instance.exec",
+    ),
+    (
+        Method::PUT,
+        "/api/v1/appliance/password",
+        "appliance.password",
+    ),
+];
+
+/// How an action ended, in the extensions of its answer.
+#[derive(Clone)]
+pub(crate) struct Told {
+    outcome: Outcome,
+    /// The code of the problem that it ended with.
+    problem: Option<String>,
+}
+
+impl From<Outcome> for Told {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            problem: None,
+        }
+    }
+}
+
+impl Told {
+    /// It was begun; the operation tells the rest.
+    pub(crate) fn accepted(operation: &api::OperationId) -> Self {
+        Outcome::ok()
+            .detail(json!({ "operation": operation }))
+            .into()
+    }
+
+    /// A deploy was begun, under this name.
+    pub(crate) fn deploying(operation: &api::OperationId, name: &api::InstanceName) -> Self {
+        let accepted = Self::accepted(operation).outcome;
+        accepted.target(name.as_str()).into()
+    }
+
+    /// A command ran to an end.
+    pub(crate) fn ran(result: &ExecResult) -> Self {
+        let outcome = match (result.exit_code, result.signal) {
+            (Some(code), _) => Outcome::exited(code),
+            (None, Some(signal)) => Outcome::failed(format!("ended by signal {signal}")),
+            (None, None) => Outcome::failed("ended by its deadline"),
+        };
+        let outcome = outcome.duration_ms(result.duration_ms);
+        outcome.channel(&result.channel).into()
+    }
+
+    /// The code of the problem that it ended with.
+    pub(crate) fn code(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    /// It ended with a problem.
+    pub(crate) fn problem(problem: &Problem) -> Self {
+        let code = problem.code.as_str();
+        Self {
+            outcome: match problem.status {
+                _ if code == "outcome_unknown" => Outcome::unknown(code),
+                400..=499 => Outcome::refused(code),
+                _ => Outcome::failed(code),
+            },
+            problem: Some(problem.code.clone()),
+        }
+    }
+}
+
+/// The mark of an answer whose call stands in the log, or could not be put there.
+#[derive(Clone, Copy)]
+struct Recorded;
+
+/// Writes the intent, lets the call go on, writes the outcome.
+pub(crate) async fn actions(
+    Extract(state): Extract<State>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Failed> {
+    if !may_change(request.method()) {
+        let response = next.run(request).await;
+        return Ok(with_head(response, &state.audit));
+    }
+    let (mut parts, body) = request.into_parts();
+    let mut entry = named(&mut parts, &state).await;
+    entry.actor = match parts.extensions.get::<Actor>() {
+        Some(actor) => actor.name.clone(),
+        None => UNIDENTIFIED.to_owned(),
+    };
+    let whole = Request::from_parts(parts.clone(), body);
+    let body = match Bytes::from_request(whole, &state).await {
+        Ok(body) => body,
+        Err(rejection) => {
+            let status = rejection.status().as_u16();
+            let problem = Problem::new(status, "bad_body", rejection.body_text());
+            refuse(&state, entry, &problem.code).await;
+            return Ok(recorded(Failed(problem).into_response(), &state.audit));
+        }
+    };
+    let entry = with_body(entry, &body);
+    let intent = match state.audit.intent(entry).await {
+        Ok(intent) => intent,
+        Err(e) => return Ok(recorded(unavailable(&e).into_response(), &state.audit)),
+    };
+    let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+    if let Err(e) = intent.finish(outcome_of(&response)).await {
+        // The log keeps it and writes it before the next intent.
+        tracing::error!("the outcome of a call is not in the audit log yet: {e}");
+    }
+    Ok(recorded(response, &state.audit))
+}
+
+/// Writes down the calls that were turned away before [`actions`] saw them: without a token, with a
+/// foreign host name, for a path that does not exist.
+pub(crate) async fn refusals(
+    Extract(state): Extract<State>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if !may_change(request.method()) {
+        return next.run(request).await;
+    }
+    let (mut parts, body) = request.into_parts();
+    let mut entry = named(&mut parts, &state).await;
+    entry.actor = UNIDENTIFIED.to_owned();
+    entry.detail = json!({
+        "method": parts.method.as_str(),
+        "path": parts.uri.path(),
+        "peer": parts.extensions.get::<ConnectInfo<Peer>>().map(|peer| peer.0.to_string()),
+    });
+    let response = next.run(Request::from_parts(parts, body)).await;
+    let turned_away = response.status().is_client_error() || response.status().is_server_error();
+    if turned_away && response.extensions().get::<Recorded>().is_none() {
+        let told = response.extensions().get::<Told>();
+        let code = told.and_then(Told::code);
+        refuse(&state, entry, code.unwrap_or(response.status().as_str())).await;
+    }
+    response
+}
+
+const UNIDENTIFIED: &str = "unidentified";
+
+fn may_change(method: &Method) -> bool {
+    !matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE
+    )
+}
+
+/// The action and its target, as far as method and path tell them.
+async fn named(parts: &mut Parts, state: &State) -> Entry {
+    let path = parts
+        .extensions
+        .get::<MatchedPath>()
+        .map(MatchedPath::as_str);
+    let known = ACTIONS
+        .iter()
+        .find(|(method, at, _)| parts.method == *method && path == Some(at));
+    let Some((_, _, action)) = known else {
+        let action = format!("http.{}", parts.method.as_str().to_ascii_lowercase());
+        return Entry::new("", action, parts.uri.path());
+    };
+    let params = RawPathParams::from_request_parts(parts, state).await;
+    let target = match params.ok().as_ref().and_then(|p| p.iter().next()) {
+        Some((_, name)) => name.to_owned(),
+        None if *action == "appliance.password" => zone_of(parts, state).await,
+        None => String::new(),
+    };
+    Entry::new("", *action, target)
+}
+
+/// The zone that a call is about, named or not.
+async fn zone_of(parts: &mut Parts, state: &State) -> String {
+    let asked = Query::<OfZone>::from_request_parts(parts, state).await;
+    let asked = asked.ok().and_then(|Query(of)| of.zone);
+    match state.controller.zone_name(asked.as_deref()) {
+        Ok(zone) => zone.to_string(),
+        Err(_) => asked.unwrap_or_default(),
+    }
+}
+
+/// Adds what the body tells. A body that can't be read is refused by its handler.
+fn with_body(mut entry: Entry, body: &[u8]) -> Entry {
+    match entry.action.as_str() {
+        "app.deploy" => {
+            if let Ok(deploy) = serde_json::from_slice::<DeployRequest>(body) {
+                entry.target = deploy.instance_name.unwrap_or_default();
+                entry.detail = json!({
+                    "recipe": deploy.app_id,
+                    "zone": deploy.zone,
+                    "parameters": deploy.config.keys().collect::<Vec<_>>(),
+                    "limits": deploy.limits,
+                    "resume": deploy.resume,
+                });
+            }
+        }
+        "zone.down" => {
+            if let Ok(down) = serde_json::from_slice::<DownRequest>(body) {
+                entry.detail = json!({ "with_instances": down.with_instances });
+            }
+        }
+        "instance.exec" => {
+            if let Ok(exec) = serde_json::from_slice::<ExecShape>(body) {
+                entry.detail = exec.detail();
+                entry.channel = exec.channel;
+            }
+        }
+        _ => {}
+    }
+    entry
+}
+
+/// What the log shows of a command: no input, no values of variables.
+#[derive(Deserialize)]
+struct ExecShape {
+    #[serde(default)]
+    argv: Vec<String>,
+    command: Option<String>,
+    #[serde(default)]
+    env: BTreeMap<String, IgnoredAny>,
+    cwd: Option<String>,
+    user: Option<String>,
+    timeout_ms: Option<u64>,
+    channel: Option<String>,
+}
+
+impl ExecShape {
+    fn detail(&self) -> Value {
+        let mut detail = serde_json::Map::new();
+        match &self.command {
+            Some(line) => detail.insert("command".into(), json!(line)),
+            None => detail.insert("argv".into(), json!(self.argv)),
+        };
+        if !self.env.is_empty() {
+            let names: Vec<&String> = self.env.keys().collect();
+            detail.insert("env".into(), json!(names));
+        }
+        for (key, value) in [("cwd", &self.cwd), ("user", &self.user)] {
+            if let Some(value) = value {
+                detail.insert(key.into(), json!(value));
+            }
+        }
+        if let Some(timeout_ms) = self.timeout_ms {
+            detail.insert("timeout_ms".into(), json!(timeout_ms));
+        }
+        Value::Object(detail)
+    }
+}
+
+fn outcome_of(response: &Response) -> Outcome {
+    let status = response.status();
+    let told = response.extensions().get::<Told>();
+    let outcome = match told {
+        Some(told) => told.outcome.clone(),
+        None if status.is_success() => Outcome::ok(),
+        None if status.is_client_error() => Outcome::refused(status.as_str()),
+        None => Outcome::failed(status.as_str()),
+    };
+    if response.headers().contains_key(REPLAYED) {
+        // Nothing was done again: the caller got the answer of the first call.
+        return outcome.detail(json!({ "replayed": status.as_u16() }));
+    }
+    outcome
+}
+
+async fn refuse(state: &State, entry: Entry, reason: &str) {
+    if let Err(e) = state.audit.refused(entry, reason).await {
+        tracing::error!("a refused call is not in the audit log: {e}");
+    }
+}
+
+fn unavailable(e: &::audit::Error) -> Failed {
+    tracing::error!("a call was refused because the audit log can't be written: {e}");
+    Problem::new(
+        503,
+        "audit_unavailable",
+        format!("nothing was done: {e}"),
+    )
+    .hint("make room on the disk of the data directory; if the log was damaged or moved: proximity audit verify, then restart the controller")
+    .into()
+}
+
+fn recorded(mut response: Response, log: &Log) -> Response {
+    response.extensions_mut().insert(Recorded);
+    with_head(response, log)
+}
+
+fn with_head(mut response: Response, log: &Log) -> Response {
+    if let Ok(head) = HeaderValue::from_str(&log.head().to_string()) {
+        response.headers_mut().insert(HEAD, head);
+    }
+    response
+}
+
+/// The passwords of the management pages that were set while this process runs: kept so that they can
+/// be kept out of the log.
+#[derive(Clone, Default)]
+pub(crate) struct Passwords(Arc<Mutex<HashMap<ZoneName, String>>>);
+
+impl Passwords {
+    /// From now on the log hides this password of the zone, and no longer the one before it.
+    ///
+    /// The caller chooses the password, and must not be able to blank out who did what with it: what
+    /// is the name of an action or of the caller stays visible.
+    pub(crate) fn hide(&self, log: &Log, zone: &ZoneName, password: &str, actor: &Actor) {
+        let is_ours = |word: &str| word.contains(password.trim());
+        if is_ours(&actor.name) || ACTIONS.iter().any(|(_, _, action)| is_ours(action)) {
+            return;
+        }
+        // Shorter ones than the log takes are refused long before this.
+        let _ = log.redactor().register(password);
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = known.insert(zone.clone(), password.to_owned())
+            && before != password
+        {
+            log.redactor().forget(&before);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_writing_call_of_the_document_has_an_action() {
+        let document = crate::openapi_document();
+        let mut written: Vec<(String, String)> = Vec::new();
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for method in methods.as_object().unwrap().keys() {
+                if !matches!(method.as_str(), "get" | "head") {
+                    written.push((method.to_uppercase(), path.clone()));
+                }
+            }
+        }
+        let mut named: Vec<(String, String)> = ACTIONS
+            .iter()
+            .map(|(method, path, _)| (method.to_string(), (*path).to_owned()))
+            .collect();
+        written.sort();
+        named.sort();
+        assert_eq!(named, written);
+    }
+
+    #[test]
+    fn a_command_shows_no_values_and_no_input() {
+        let body =
+            br#"{"argv":["sh","-c","x"],"env":{"A":"secret-a","B":"secret-b"},"stdin":"secret-c",
+            "cwd":"/srv","user":"www","timeout_ms":5,"channel":"agent"}"#;
+        let shape: ExecShape = serde_json::from_slice(body).unwrap();
+        assert_eq!(
+            shape.detail(),
+            json!({"argv": ["sh", "-c", "x"], "env": ["A", "B"], "cwd": "/srv", "user": "www", "timeout_ms": 5})
+        );
+    }
+}
