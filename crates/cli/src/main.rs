@@ -1,0 +1,132 @@
+//! `proximity`: the one binary. Reads the command line, hands it to the module of its noun, and
+//! turns what comes back into an exit code.
+//!
+//! Rules that hold for every command: standard output carries the result only (with `--json`
+//! exactly one JSON document, be it a result or an error); progress, questions and reasons go to
+//! standard error; a reader that goes away early is no failure.
+
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
+mod app;
+mod appliance;
+mod arguments;
+mod audit;
+mod config_check;
+mod configuration;
+mod connection;
+mod deploy;
+mod doctor;
+mod exec;
+mod exit;
+mod failure;
+mod follow;
+mod gateway;
+mod guest_text;
+mod image;
+mod open;
+mod operation;
+mod password;
+mod progress;
+mod quantity;
+mod screen;
+mod serve;
+mod status;
+mod table;
+mod version;
+mod zone;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::arguments::{Cli, Command, ConfigCommand};
+use crate::audit::AuditCommand;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::screen::Screen;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let exit = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => run(cli),
+        Err(error) => arguments::refuse(&error, &arguments),
+    };
+    ExitCode::from(exit.code())
+}
+
+fn run(cli: Cli) -> Exit {
+    let screen = Screen::new(cli.globals.json, cli.globals.quiet);
+    let is_exec = matches!(cli.command, Command::Exec(_));
+    match dispatch(cli, &screen) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            let exit = if is_exec {
+                failure.exec_exit()
+            } else {
+                failure.exit()
+            };
+            screen.failure(&failure, exit);
+            exit
+        }
+    }
+}
+
+/// What needs no controller runs here; everything else needs the runtime and a client.
+fn dispatch(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
+    let globals = &cli.globals;
+    match cli.command {
+        Command::Serve(args) => serve::run(&args, globals.config.as_deref(), screen),
+        Command::Image(command) => image::run(&command, globals.config.as_deref(), screen),
+        Command::Config(ConfigCommand::Check(args)) => {
+            config_check::run(&args, globals.config.as_deref(), screen)
+        }
+        Command::Doctor => doctor::run(globals, screen),
+        Command::Audit(AuditCommand::Verify(args)) => audit::verify(&args, globals, screen),
+        Command::Completions(args) => arguments::completions(&args, screen),
+        command => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|e| Failure::local(format!("cannot start: {e}")))?;
+            let outcome = runtime.block_on(ask(command, globals, screen));
+            // A thread that still waits for a key press must not hold the process.
+            runtime.shutdown_timeout(Duration::ZERO);
+            outcome
+        }
+    }
+}
+
+/// The commands that talk to a controller.
+async fn ask(
+    command: Command,
+    globals: &arguments::Globals,
+    screen: &Screen,
+) -> Result<Exit, Failure> {
+    let client = connection::client(globals);
+    match command {
+        // Shows this program's version whatever the connection is like.
+        Command::Version => version::run(client, screen).await,
+        Command::Up(args) => zone::up(&client?, &args, screen).await,
+        Command::Down(args) => zone::down(&client?, &args, screen).await,
+        Command::Status => status::status(&client?, screen).await,
+        Command::Infrastructure(args) => status::infrastructure(&client?, &args, screen).await,
+        Command::App(command) => app::run(&client?, command, screen).await,
+        Command::Exec(args) => exec::run(&client?, args, screen).await,
+        Command::Open(args) => open::run(&client?, &args, screen).await,
+        Command::Lease(_) => gateway::leases(&client?, screen).await,
+        Command::Dns(_) => gateway::dns(&client?, screen).await,
+        Command::Route(_) => gateway::routes(&client?, screen).await,
+        Command::Zone(_) => zone::list(&client?, screen).await,
+        Command::Operation(command) => operation::run(&client?, &command, screen).await,
+        Command::Appliance(command) => appliance::run(&client?, &command, screen).await,
+        Command::Audit(AuditCommand::Tail(args)) => audit::tail(&client?, &args, screen).await,
+        Command::Serve(_)
+        | Command::Image(_)
+        | Command::Config(_)
+        | Command::Audit(AuditCommand::Verify(_))
+        | Command::Doctor
+        | Command::Completions(_) => Err(Failure::local("this command needs no controller")),
+    }
+}
