@@ -1,0 +1,134 @@
+//! The controller is killed as by a power cut, at any moment, and comes back: everything that was asked
+//! for is brought to its end, nothing is left over and nothing is lost.
+
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::controller::Controller;
+use super::facts::Facts;
+use super::{eventually, some_moment};
+
+/// Longer than a step of a deploy or an `up` takes on an idle machine.
+const STEP: Duration = Duration::from_millis(120);
+
+/// Waits until no operation is under way and returns them all.
+fn all_done(controller: &Controller) -> Vec<Value> {
+    let operations = || {
+        controller
+            .api("GET", "/operations", None)
+            .1
+            .as_array()
+            .unwrap()
+            .clone()
+    };
+    eventually("every operation ends", || {
+        operations()
+            .iter()
+            .all(|operation| operation["status"] != "running")
+    });
+    operations()
+}
+
+#[test]
+fn up_survives_a_crash_at_every_step() {
+    let mut controller = Controller::start();
+    let from = controller.log().len();
+    let (status, _) = controller.api("POST", "/zones/default/up", None);
+    assert_eq!(status, 202);
+    let mut from = from;
+    for step in ["bridge", "appliance", "services", "health"] {
+        controller.until_step(from, "zone default", step);
+        thread::sleep(some_moment(STEP));
+        from = controller.log().len();
+        controller.crash();
+    }
+    controller.until_available();
+    let operations = all_done(&controller);
+    assert_eq!(operations.len(), 1, "{operations:?}");
+    assert_eq!(operations[0]["status"], "succeeded");
+    controller.deploy("web");
+    assert_eq!(controller.page("web.prox.local").0, 200);
+    let guests = controller.script("ls /var/lib/proximity/guests");
+    assert_eq!(guests.lines().count(), 2, "{guests}");
+}
+
+#[test]
+fn up_and_down_survive_a_crash_at_any_moment() {
+    let mut controller = Controller::start();
+    let before = Facts::of_node(&controller);
+    for round in 0..3 {
+        assert_eq!(controller.api("POST", "/zones/default/up", None).0, 202);
+        let moment = some_moment(Duration::from_millis(1200));
+        thread::sleep(moment);
+        controller.crash();
+        eventually("the zone is up", || {
+            controller.infrastructure()["available"] == true
+        });
+        all_done(&controller);
+
+        let down = json!({ "with_instances": true });
+        assert_eq!(
+            controller.api("POST", "/zones/default/down", Some(&down)).0,
+            202
+        );
+        thread::sleep(some_moment(Duration::from_millis(1500)));
+        controller.crash();
+        all_done(&controller);
+        let what = format!("round {round}, up cut after {moment:?}");
+        before.assert_same(&Facts::of_node(&controller), &what);
+    }
+}
+
+#[test]
+fn a_deploy_survives_a_crash_at_every_step() {
+    let mut controller = Controller::up();
+    let mut addresses = Vec::new();
+    for step in ["publish", "create", "start", "ready", "route"] {
+        let name = format!("at-{step}");
+        let from = controller.log().len();
+        controller.ok(["app", "deploy", "nginx", &name, "--no-wait"]);
+        controller.until_step(from, &format!("instance {name}"), step);
+        thread::sleep(some_moment(STEP / 2));
+        controller.crash();
+        let app = controller.until_running(&name);
+        assert_eq!(
+            controller.page(&format!("{name}.prox.local")).0,
+            200,
+            "{app}"
+        );
+        addresses.push(app["ip"].as_str().unwrap().to_owned());
+    }
+    let operations = all_done(&controller);
+    assert!(
+        operations
+            .iter()
+            .all(|operation| operation["status"] == "succeeded"),
+        "{operations:?}"
+    );
+    addresses.sort();
+    addresses.dedup();
+    assert_eq!(addresses.len(), 5);
+    let leases = controller.api("GET", "/appliance/dhcp/leases", None).1;
+    assert_eq!(leases.as_array().unwrap().len(), 5, "{leases}");
+}
+
+#[test]
+fn a_delete_survives_a_crash_at_every_step() {
+    let mut controller = Controller::up();
+    let before = Facts::of_zone(&controller).without("/operations");
+    for step in ["unroute", "stop", "destroy", "withdraw"] {
+        controller.deploy("web");
+        let from = controller.log().len();
+        assert_eq!(controller.api("DELETE", "/apps/web", None).0, 202);
+        controller.until_step(from, "instance web", step);
+        controller.crash();
+        eventually("the app is gone", || {
+            controller.api("GET", "/apps/web", None).0 == 404
+        });
+        all_done(&controller);
+        let now = Facts::of_zone(&controller).without("/operations");
+        before.assert_same(&now, &format!("a crash at step {step} of a delete"));
+    }
+}
