@@ -142,8 +142,9 @@ fn a_terminated_launcher_lets_the_command_end_itself() {
 fn ctrl_c_on_a_terminal_is_the_commands_to_handle() {
     for (trap, code) in [("", 130), ("trap 'exit 4' INT; ", 4)] {
         let place = Place::new();
+        // `exec`: a shell that stays in between would die of the key itself.
         let line = format!(
-            "{} host --name {} -- sh -c \"{trap}echo up; while :; do sleep 0.01; done\"",
+            "exec {} host --name {} -- sh -c \"{trap}echo up; while :; do sleep 0.01; done\"",
             env!("CARGO_BIN_EXE_testbed"),
             place.name()
         );
