@@ -90,3 +90,60 @@ pub struct ExecResult {
     /// The channel that ran it, like `lxc-attach`.
     pub channel: String,
 }
+
+/// One event of a running command: a line of the NDJSON stream of `POST /instances/{name}/exec`, or a
+/// text message of a session. After the last event comes nothing; a stream that ends without
+/// `exit` or `error` broke off, and the outcome is not known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum ExecEvent {
+    /// It runs.
+    Started {
+        /// Its process id, as the guest counts.
+        pid: u32,
+        /// The channel that runs it; an agent leaves it empty.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        channel: String,
+    },
+    /// It wrote to standard output.
+    Stdout {
+        /// What it wrote.
+        data: String,
+        /// How `data` is written.
+        #[serde(default, skip_serializing_if = "Encoding::is_utf8")]
+        encoding: Encoding,
+    },
+    /// It wrote to standard error.
+    Stderr {
+        /// What it wrote.
+        data: String,
+        /// How `data` is written.
+        #[serde(default, skip_serializing_if = "Encoding::is_utf8")]
+        encoding: Encoding,
+    },
+    /// It ended. The last event.
+    Exit {
+        /// Its exit code; none when a signal or the deadline ended it.
+        exit_code: Option<i32>,
+        /// The signal that ended it.
+        signal: Option<i32>,
+        /// Whether the deadline ended it.
+        timed_out: bool,
+        /// How long it ran.
+        duration_ms: u64,
+    },
+    /// A failure of ours. The last event.
+    Error {
+        /// `nothing_ran` or `outcome_unknown`.
+        code: String,
+        /// Why, for people.
+        message: String,
+    },
+}
+
+impl Encoding {
+    fn is_utf8(&self) -> bool {
+        *self == Self::Utf8
+    }
+}

@@ -9,6 +9,7 @@ pub mod gateway;
 pub mod names;
 pub mod operation;
 pub mod problem;
+pub mod session;
 
 pub use names::{
     Domain, HostName, ImageDigest, ImageName, InstanceId, InstanceName, InterfaceName, InvalidName,

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::app::{AppStatus, Limits};
+use api::session::WindowSize;
 use api::{ImageDigest, InstanceId};
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use wire::gateway::{
     GatewayDiff, GatewayReport, GatewayState, NameRecord, ProbeRequest, Readiness, RouteReport,
     ServiceReport,
@@ -18,9 +19,9 @@ use crate::controller::Ports;
 use crate::image::{ImageSpec, Images};
 use crate::instance::{InstanceDesired, InstanceRecord, InstanceSpec};
 use crate::ports::{
-    Backend, Channel, ChannelError, CommandEnd, CommandOutcome, Gateway, GuestCommand,
-    GuestObserved, GuestSpec, GuestState, NetworkObserved, NodeNetwork, NodeNetworkSpec, PortError,
-    Store, SystemEntropy,
+    Backend, Channel, ChannelError, ChannelTarget, CommandEnd, CommandOutcome, Gateway,
+    GuestCommand, GuestObserved, GuestSpec, GuestState, NetworkObserved, NodeNetwork,
+    NodeNetworkSpec, PortError, Session, SessionInput, SessionOutput, Store, SystemEntropy,
 };
 use crate::zone::ZoneSpec;
 
@@ -349,7 +350,7 @@ impl Channel for FakeNode {
 
     async fn run(
         &self,
-        _guest: &InstanceId,
+        _guest: &ChannelTarget,
         command: GuestCommand,
     ) -> Result<CommandOutcome, ChannelError> {
         let program = command.argv.first().map_or("", String::as_str);
@@ -363,5 +364,43 @@ impl Channel for FakeNode {
             truncated: false,
             duration: Duration::from_millis(1),
         })
+    }
+
+    /// Writes the arguments, then what it reads until end-of-file, and exits with 0.
+    async fn open(
+        &self,
+        _guest: &ChannelTarget,
+        command: GuestCommand,
+        _tty: Option<WindowSize>,
+    ) -> Result<Session, ChannelError> {
+        let program = command.argv.first().map_or("", String::as_str);
+        if let Err(e) = self.called("session", program).await {
+            return Err(ChannelError::NothingRan(e.cause));
+        }
+        let (input, mut typed) = mpsc::channel(4);
+        let (output, told) = mpsc::channel(4);
+        tokio::spawn(async move {
+            let first = command.argv.join(" ").into_bytes();
+            let _ = output.send(SessionOutput::Stdout(first.into())).await;
+            while let Some(SessionInput::Stdin(bytes)) = typed.recv().await {
+                let _ = output.send(SessionOutput::Stdout(bytes)).await;
+            }
+            let ended = SessionOutput::Ended {
+                end: CommandEnd::Exited(0),
+                duration: Duration::from_millis(1),
+            };
+            let _ = output.send(ended).await;
+        });
+        Ok(Session {
+            pid: 1,
+            input,
+            output: told,
+        })
+    }
+
+    async fn ready(&self, guest: &ChannelTarget, _patience: Duration) -> Result<(), ChannelError> {
+        self.called("ready", guest.address)
+            .await
+            .map_err(|e| ChannelError::NothingRan(e.cause))
     }
 }

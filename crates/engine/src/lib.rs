@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod catalog;
+pub mod channel;
 pub mod config;
 pub mod controller;
 pub mod error;

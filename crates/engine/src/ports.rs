@@ -3,7 +3,6 @@
 //! `backends` makes them real, [`crate::fake`] doubles them for tests. No port knows of operations,
 //! users or HTTP; none keeps desired state.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use wire::gateway::{GatewayDiff, GatewayReport, GatewayState, ProbeRequest};
 
+pub use crate::channel::*;
 pub use crate::image::Images;
 pub use crate::store::Store;
 
@@ -195,77 +195,6 @@ pub trait Gateway: Send + Sync {
     /// Waits until an instance answers as asked, at most as long as the request says.
     /// The error's cause is the last thing that was seen.
     async fn probe(&self, appliance: &InstanceId, request: &ProbeRequest) -> Result<(), PortError>;
-}
-
-/// A command for a guest, checked.
-#[derive(Clone, PartialEq, Eq)]
-pub struct GuestCommand {
-    /// Program and arguments; never empty.
-    pub argv: Vec<String>,
-    /// Environment beside the standard variables.
-    pub env: BTreeMap<String, String>,
-    /// Working directory.
-    pub cwd: Option<String>,
-    /// User name or number.
-    pub user: Option<String>,
-    /// Standard input.
-    pub stdin: Vec<u8>,
-    /// How long it may run.
-    pub timeout: Duration,
-}
-
-/// What a command did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CommandOutcome {
-    /// Its standard output, at most [`OUTPUT_CAP`] bytes.
-    pub stdout: Vec<u8>,
-    /// Its standard error, at most [`OUTPUT_CAP`] bytes.
-    pub stderr: Vec<u8>,
-    /// How it ended.
-    pub end: CommandEnd,
-    /// Whether output was dropped.
-    pub truncated: bool,
-    /// How long it ran.
-    pub duration: Duration,
-}
-
-/// The most that is kept of one output stream, in bytes.
-pub const OUTPUT_CAP: usize = 8 << 20;
-
-/// How a command ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CommandEnd {
-    /// By itself, with this code.
-    Exited(i32),
-    /// By a signal.
-    Signalled(i32),
-    /// By its deadline; its whole process tree is gone.
-    TimedOut,
-}
-
-/// A channel could not carry a command to its end.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum ChannelError {
-    /// Nothing ran: trying again is safe.
-    #[error("nothing ran: {0}")]
-    NothingRan(String),
-    /// It may have run, wholly or in part: trying again may run it twice.
-    #[error("outcome unknown: {0}")]
-    OutcomeUnknown(String),
-}
-
-/// A way by which a command reaches a guest.
-#[async_trait]
-pub trait Channel: Send + Sync {
-    /// The channel's name as the word list has it.
-    fn name(&self) -> &'static str;
-
-    /// Runs a command to its end. Exactly one outcome, or an error that says whether it may have run.
-    async fn run(
-        &self,
-        guest: &InstanceId,
-        command: GuestCommand,
-    ) -> Result<CommandOutcome, ChannelError>;
 }
 
 /// Time and randomness, so that tests can hold them still.

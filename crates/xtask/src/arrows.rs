@@ -10,7 +10,18 @@ use serde_json::Value;
 
 /// Crates that belong to the product, in the order in which they build on each other.
 const PRODUCT: &[&str] = &[
-    "api", "wire", "audit", "agent", "link", "ssh", "pve", "engine", "backends", "store", "server",
+    "api",
+    "wire",
+    "audit",
+    "process-tree",
+    "agent",
+    "link",
+    "ssh",
+    "pve",
+    "engine",
+    "backends",
+    "store",
+    "server",
     "client",
 ];
 
@@ -29,14 +40,23 @@ const TABLE: &[(&str, May)] = &[
     ("api", May::Use(&[])),
     ("wire", May::Use(&["api"])),
     ("audit", May::Use(&[])),
-    ("agent", May::Use(&["api", "wire"])),
-    ("link", May::Use(&["wire"])),
+    ("process-tree", May::Use(&[])),
+    ("agent", May::Use(&["api", "wire", "process-tree"])),
+    ("link", May::Use(&["api", "wire"])),
     ("ssh", May::Use(&["audit"])),
     ("pve", May::Use(&[])),
     ("engine", May::Use(&["api", "audit", "wire"])),
     (
         "backends",
-        May::Use(&["api", "engine", "wire", "link", "ssh", "pve"]),
+        May::Use(&[
+            "api",
+            "engine",
+            "wire",
+            "link",
+            "ssh",
+            "pve",
+            "process-tree",
+        ]),
     ),
     ("store", May::Use(&["api", "engine"])),
     ("server", May::Use(&["api", "engine", "audit"])),

@@ -11,15 +11,18 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use api::InstanceId;
+use api::session::WindowSize;
 use async_trait::async_trait;
-use engine::ports::{Channel, ChannelError, CommandEnd, CommandOutcome, GuestCommand, OUTPUT_CAP};
+use engine::ports::{
+    Channel, ChannelError, ChannelTarget, CommandEnd, CommandOutcome, GuestCommand, OUTPUT_CAP,
+    Session,
+};
 use rustix::process::{Gid, Uid};
 use std::os::unix::process::ExitStatusExt;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use wire::attach::{Answer, AttachRequest, COOKIE};
 
-use super::process_tree;
 use crate::lxc::{AGENT_DIR_IN_GUEST, ID_BASE};
 
 /// How long output may still come after the command itself ended, from children that kept the pipe.
@@ -107,13 +110,13 @@ impl Channel for LxcAttach {
 
     async fn run(
         &self,
-        guest: &InstanceId,
+        guest: &ChannelTarget,
         command: GuestCommand,
     ) -> Result<CommandOutcome, ChannelError> {
         let cookie = new_cookie()?;
         let header = frame(&command, &cookie)?;
         let mut child = self
-            .spawn(guest)
+            .spawn(&guest.id)
             .map_err(|e| ChannelError::NothingRan(format!("can't run lxc-attach: {e}")))?;
         let root = child.id();
         // Dropped when the caller goes away: the tree must not outlive the request.
@@ -229,6 +232,27 @@ impl Channel for LxcAttach {
             end,
             duration: began.elapsed(),
         })
+    }
+
+    async fn open(
+        &self,
+        _guest: &ChannelTarget,
+        _command: GuestCommand,
+        _tty: Option<WindowSize>,
+    ) -> Result<Session, ChannelError> {
+        Err(self.no("open streams"))
+    }
+
+    async fn ready(&self, guest: &ChannelTarget, patience: Duration) -> Result<(), ChannelError> {
+        let command = GuestCommand {
+            argv: vec!["/bin/true".into()],
+            env: Default::default(),
+            cwd: None,
+            user: None,
+            stdin: Vec::new(),
+            timeout: patience,
+        };
+        self.run(guest, command).await.map(drop)
     }
 }
 

@@ -1,7 +1,6 @@
 //! Channels: the ways by which a command reaches a guest from here.
 
 mod lxc_attach;
-mod process_tree;
 
 pub use lxc_attach::LxcAttach;
 pub use process_tree::await_hunts;

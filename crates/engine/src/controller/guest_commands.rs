@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use api::InstanceId;
 use api::app::AppStatus;
 use api::exec::{Encoding, ExecRequest, ExecResult};
 
 use super::Controller;
 use crate::error::Error;
-use crate::ports::{ChannelError, CommandEnd, CommandOutcome, GuestCommand};
+use crate::instance::InstanceRecord;
+use crate::ports::{ChannelError, ChannelTarget, CommandEnd, CommandOutcome, GuestCommand};
+use crate::zone::ZoneRecord;
 
 /// Deadline of a command when none is given.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
@@ -39,13 +40,13 @@ impl Controller {
         Ok(exec_result(outcome, channel.name()))
     }
 
-    async fn guest_named(&self, name: &str) -> Result<InstanceId, Error> {
+    async fn guest_named(&self, name: &str) -> Result<ChannelTarget, Error> {
         let zones = self.ports().store.zones().await?;
         if let Some(zone) = zones
             .iter()
             .find(|z| z.spec.appliance.name.as_str() == name)
         {
-            return Ok(zone.appliance.clone());
+            return Ok(zone.channel_target());
         }
         let record = self.instance_named(name).await?;
         if matches!(
@@ -64,13 +65,21 @@ impl Controller {
                 name: record.name,
             });
         }
-        Ok(record.id)
+        let zone = zones.iter().find(|z| z.spec.name == record.zone);
+        let zone = zone.ok_or_else(|| Error::UnknownZone(record.zone.to_string()))?;
+        Ok(record.channel_target(zone))
+    }
+
+    async fn zone_of(&self, record: &InstanceRecord) -> Result<ZoneRecord, Error> {
+        let zone = self.ports().store.zone(&record.zone).await?;
+        zone.ok_or_else(|| Error::UnknownZone(record.zone.to_string()))
     }
 
     /// The last lines of an app's log: its journal, or its console when it can't be asked. Data from
     /// a guest, without control characters.
     pub async fn logs(&self, name: &str, lines: usize) -> Result<Vec<String>, Error> {
         let record = self.instance_named(name).await?;
+        let zone = self.zone_of(&record).await?;
         let console = self.ports().backend.console_tail(&record.id, lines);
         let Some(channel) = self.ports().channels.first() else {
             return Ok(console.await);
@@ -94,7 +103,7 @@ impl Controller {
             stdin: Vec::new(),
             timeout: Duration::from_secs(10),
         };
-        match channel.run(&record.id, command).await {
+        match channel.run(&record.channel_target(&zone), command).await {
             Ok(outcome) if outcome.end == CommandEnd::Exited(0) => {
                 let text = String::from_utf8_lossy(&outcome.stdout).into_owned();
                 let clean = |line: &str| line.chars().filter(|c| !c.is_control()).collect();
@@ -130,7 +139,7 @@ impl Controller {
         let channel = self.ports().channels.first().ok_or_else(|| {
             ChannelError::NothingRan("the node has no channel into its guests".into())
         })?;
-        let outcome = channel.run(&zone.appliance, command).await?;
+        let outcome = channel.run(&zone.channel_target(), command).await?;
         match outcome.end {
             CommandEnd::Exited(0) => Ok(()),
             end => Err(ChannelError::OutcomeUnknown(format!("chpasswd ended with {end:?}")).into()),

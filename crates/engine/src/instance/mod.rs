@@ -14,8 +14,8 @@ use wire::gateway::{Readiness, ReservedHost, Route};
 
 use crate::catalog::GuestFile;
 use crate::image::ImageSpec;
-use crate::ports::{GuestSpec, Nic};
-use crate::zone::ZoneSpec;
+use crate::ports::{ChannelTarget, GuestSpec, Nic};
+use crate::zone::{ZoneRecord, ZoneSpec};
 
 /// What is wanted of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +128,16 @@ impl InstanceRecord {
             host: self.host(zone),
             instance: self.id.clone(),
             port: self.spec.port,
+        }
+    }
+
+    /// It as a channel must know it.
+    pub fn channel_target(&self, zone: &ZoneRecord) -> ChannelTarget {
+        ChannelTarget {
+            id: self.id.clone(),
+            zone: self.zone.clone(),
+            address: self.address,
+            appliance: zone.appliance.clone(),
         }
     }
 

@@ -19,7 +19,7 @@ use wire::gateway::ZoneNetwork;
 use crate::catalog::GuestFile;
 use crate::config::host_address;
 use crate::image::{ImageFile, ImageSpec};
-use crate::ports::{GuestSpec, Nic, NodeNetworkSpec};
+use crate::ports::{ChannelTarget, GuestSpec, Nic, NodeNetworkSpec};
 
 /// What a zone should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -296,4 +296,16 @@ pub struct ZoneRecord {
     pub desired: ZoneDesired,
     /// Whether the last reconciliation reached what is wanted.
     pub settled: bool,
+}
+
+impl ZoneRecord {
+    /// Its appliance as a channel must know it.
+    pub fn channel_target(&self) -> ChannelTarget {
+        ChannelTarget {
+            id: self.appliance.clone(),
+            zone: self.spec.name.clone(),
+            address: self.spec.gateway(),
+            appliance: self.appliance.clone(),
+        }
+    }
 }

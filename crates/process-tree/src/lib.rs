@@ -16,14 +16,15 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 const MAX_LOOKS: u32 = 200;
 
 /// Ends the tree when it is dropped armed: when the caller's request is gone.
-pub(super) struct Guard {
+pub struct Guard {
     root: Option<u32>,
     cookie: String,
     armed: bool,
 }
 
 impl Guard {
-    pub(super) fn new(root: Option<u32>, cookie: String) -> Self {
+    /// Over the tree of the process `root` and of everything whose environment holds `cookie` (`NAME=VALUE`).
+    pub fn new(root: Option<u32>, cookie: String) -> Self {
         Self {
             root,
             cookie,
@@ -32,12 +33,12 @@ impl Guard {
     }
 
     /// The command ended by itself; what it left running on purpose is its own business.
-    pub(super) fn disarm(mut self) {
+    pub fn disarm(mut self) {
         self.armed = false;
     }
 
     /// Ends the tree now and waits until it is gone.
-    pub(super) async fn kill(mut self) {
+    pub async fn kill(mut self) {
         self.armed = false;
         let (root, cookie) = (self.root, self.cookie.clone());
         let hunted = tokio::task::spawn_blocking(move || hunt(root, &cookie)).await;

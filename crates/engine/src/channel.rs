@@ -1,0 +1,251 @@
+//! Channels: the ways by which a command, a terminal, a file or a connection reaches a guest.
+//!
+//! One rule above all: a command is never run twice because a channel failed after it may have started.
+//! So every failure says whether nothing ran or the outcome is unknown.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use api::session::WindowSize;
+use api::{InstanceId, Problem, ZoneName};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+/// A guest as a channel must know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelTarget {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its zone.
+    pub zone: ZoneName,
+    /// Its address in the zone.
+    pub address: Ipv4Addr,
+    /// The zone's appliance, through whose relay it is reached.
+    pub appliance: InstanceId,
+}
+
+/// A command for a guest, checked.
+#[derive(Clone, PartialEq, Eq)]
+pub struct GuestCommand {
+    /// Program and arguments; never empty.
+    pub argv: Vec<String>,
+    /// Environment beside the standard variables.
+    pub env: BTreeMap<String, String>,
+    /// Working directory.
+    pub cwd: Option<String>,
+    /// User name or number.
+    pub user: Option<String>,
+    /// Standard input.
+    pub stdin: Vec<u8>,
+    /// How long it may run.
+    pub timeout: Duration,
+}
+
+/// What a command did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandOutcome {
+    /// Its standard output, at most [`OUTPUT_CAP`] bytes.
+    pub stdout: Vec<u8>,
+    /// Its standard error, at most [`OUTPUT_CAP`] bytes.
+    pub stderr: Vec<u8>,
+    /// How it ended.
+    pub end: CommandEnd,
+    /// Whether output was dropped.
+    pub truncated: bool,
+    /// How long it ran.
+    pub duration: Duration,
+}
+
+/// The most that is kept of one output stream, in bytes.
+pub const OUTPUT_CAP: usize = 8 << 20;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommandEnd {
+    /// By itself, with this code.
+    Exited(i32),
+    /// By a signal.
+    Signalled(i32),
+    /// By its deadline; its whole process tree is gone.
+    TimedOut,
+}
+
+/// A channel could not carry a command to its end.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ChannelError {
+    /// Nothing ran: trying again is safe.
+    #[error("nothing ran: {0}")]
+    NothingRan(String),
+    /// It may have run, wholly or in part: trying again may run it twice.
+    #[error("outcome unknown: {0}")]
+    OutcomeUnknown(String),
+}
+
+/// What a caller tells a running command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionInput {
+    /// Bytes for its standard input.
+    Stdin(Bytes),
+    /// Nothing more will come.
+    StdinEof,
+    /// The window of its terminal changed.
+    Resize(WindowSize),
+    /// Send a signal to its process group.
+    Signal(i32),
+}
+
+/// What a running command tells. After `Ended` or `Failed` comes nothing.
+#[derive(Debug, Clone)]
+pub enum SessionOutput {
+    /// From its standard output or its terminal.
+    Stdout(Bytes),
+    /// From its standard error.
+    Stderr(Bytes),
+    /// It ended.
+    Ended {
+        /// How.
+        end: CommandEnd,
+        /// How long it ran.
+        duration: Duration,
+    },
+    /// The channel could not carry it to its end.
+    Failed(ChannelError),
+}
+
+/// A running command with its streams open. Dropping it ends the command and its process tree.
+#[derive(Debug)]
+pub struct Session {
+    /// Its process id as the guest counts; 0 when the channel does not know.
+    pub pid: u32,
+    /// To the command. Full means that it does not read: wait.
+    pub input: mpsc::Sender<SessionInput>,
+    /// From the command. Closed without `Ended` or `Failed`: the outcome is unknown.
+    pub output: mpsc::Receiver<SessionOutput>,
+}
+
+/// What a file transfer is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileRequest {
+    /// Absolute path in the guest.
+    pub path: String,
+    /// As whom it is read or written; root when left out.
+    pub user: Option<String>,
+}
+
+/// A piece of a file on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FilePart {
+    /// The next bytes.
+    Bytes(Bytes),
+    /// The SHA-256 of all bytes before; the last part.
+    Sha256([u8; 32]),
+}
+
+/// The parts of a file. A stream that ends without its digest broke off.
+pub type FileParts = BoxStream<'static, Result<FilePart, std::io::Error>>;
+
+/// A file that is being read.
+pub struct FileDownload {
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its content, from the offset asked for.
+    pub parts: FileParts,
+}
+
+/// A file to be written.
+pub struct FileUpload {
+    /// Permissions; those of the file that is replaced, else 0644, when left out.
+    pub mode: Option<u32>,
+    /// Its content.
+    pub parts: FileParts,
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileWritten {
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// SHA-256 of what is on the guest's disk.
+    pub sha256: [u8; 32],
+}
+
+/// A file could not be read or written.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum FileError {
+    /// The guest refused, and nothing was changed: no such file, no space, another digest.
+    #[error("{}", .0.detail)]
+    Refused(Problem),
+    /// The guest can't be reached.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+}
+
+/// A connection to a port of a guest.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A way by which a command reaches a guest. What one can't do it refuses as [`ChannelError::NothingRan`].
+#[async_trait]
+pub trait Channel: Send + Sync {
+    /// The channel's name as the word list has it.
+    fn name(&self) -> &'static str;
+
+    /// Runs a command to its end. Exactly one outcome, or an error that says whether it may have run.
+    async fn run(
+        &self,
+        guest: &ChannelTarget,
+        command: GuestCommand,
+    ) -> Result<CommandOutcome, ChannelError>;
+
+    /// Starts a command with its streams open; with a terminal of this size, or with pipes. The
+    /// command's `stdin` is sent first.
+    async fn open(
+        &self,
+        guest: &ChannelTarget,
+        command: GuestCommand,
+        tty: Option<WindowSize>,
+    ) -> Result<Session, ChannelError>;
+
+    /// Waits until the channel can carry commands, at most so long. The error is the last cause.
+    async fn ready(&self, guest: &ChannelTarget, patience: Duration) -> Result<(), ChannelError>;
+
+    /// Reads a file, or the rest of it from an offset.
+    async fn read_file(
+        &self,
+        _guest: &ChannelTarget,
+        _request: &FileRequest,
+        _offset: u64,
+    ) -> Result<FileDownload, FileError> {
+        Err(self.no("files").into())
+    }
+
+    /// Replaces a file in one step, or changes nothing.
+    async fn write_file(
+        &self,
+        _guest: &ChannelTarget,
+        _request: &FileRequest,
+        _upload: FileUpload,
+    ) -> Result<FileWritten, FileError> {
+        Err(self.no("files").into())
+    }
+
+    /// Connects to a TCP port on the guest's loopback.
+    async fn forward(
+        &self,
+        _guest: &ChannelTarget,
+        _port: u16,
+    ) -> Result<Box<dyn Duplex>, ChannelError> {
+        Err(self.no("connections"))
+    }
+
+    /// What a channel answers that does not carry something.
+    fn no(&self, what: &str) -> ChannelError {
+        ChannelError::NothingRan(format!("the channel {} carries no {what}", self.name()))
+    }
+}
