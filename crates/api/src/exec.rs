@@ -142,8 +142,91 @@ pub enum ExecEvent {
     },
 }
 
+/// Turns the bytes of one stream into events: text where it is UTF-8, else base64. A character that is cut
+/// by the end of a piece waits for its rest.
+#[derive(Debug, Default)]
+pub struct Pieces {
+    cut: Vec<u8>,
+}
+
+impl Pieces {
+    /// The next bytes; at most one character of them is kept back.
+    pub fn push(&mut self, bytes: &[u8]) -> Option<(String, Encoding)> {
+        let mut all = std::mem::take(&mut self.cut);
+        all.extend_from_slice(bytes);
+        if let Err(e) = std::str::from_utf8(&all)
+            && e.error_len().is_none()
+        {
+            self.cut = all.split_off(e.valid_up_to());
+        }
+        (!all.is_empty()).then(|| encode(all))
+    }
+
+    /// What was kept back, at the end of the stream.
+    pub fn finish(&mut self) -> Option<(String, Encoding)> {
+        let cut = std::mem::take(&mut self.cut);
+        (!cut.is_empty()).then(|| encode(cut))
+    }
+}
+
+/// How bytes are written in JSON: as text when they are UTF-8, else as base64.
+pub fn encode(bytes: Vec<u8>) -> (String, Encoding) {
+    use base64::Engine;
+    match String::from_utf8(bytes) {
+        Ok(text) => (text, Encoding::Utf8),
+        Err(e) => (
+            base64::engine::general_purpose::STANDARD.encode(e.as_bytes()),
+            Encoding::Base64,
+        ),
+    }
+}
+
+/// The bytes that [`encode`] wrote; none when it is not the base64 it says it is.
+pub fn decode(text: String, encoding: Encoding) -> Option<Vec<u8>> {
+    use base64::Engine;
+    match encoding {
+        Encoding::Utf8 => Some(text.into_bytes()),
+        Encoding::Base64 => base64::engine::general_purpose::STANDARD.decode(text).ok(),
+    }
+}
+
 impl Encoding {
     fn is_utf8(&self) -> bool {
         *self == Self::Utf8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_cut_character_waits_for_its_rest() {
+        let mut pieces = Pieces::default();
+        let euro = "a€b".as_bytes();
+        assert_eq!(pieces.push(&euro[..2]), Some(("a".into(), Encoding::Utf8)));
+        assert_eq!(pieces.push(&euro[2..3]), None);
+        assert_eq!(pieces.push(&euro[3..]), Some(("€b".into(), Encoding::Utf8)));
+        assert_eq!(pieces.push(&euro[1..3]), None);
+        assert_eq!(pieces.finish(), Some(("4oI=".into(), Encoding::Base64)));
+        assert_eq!(decode("*".into(), Encoding::Base64), None);
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_come_back_whatever_the_pieces(bytes in prop::collection::vec(any::<u8>(), 0..300), cuts in prop::collection::vec(0usize..300, 0..8)) {
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(bytes.len())).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let mut pieces = Pieces::default();
+            let mut back = Vec::new();
+            for pair in cuts.windows(2) {
+                let piece = pieces.push(&bytes[pair[0]..pair[1]]);
+                back.extend(piece.and_then(|(t, e)| decode(t, e)).unwrap_or_default());
+            }
+            back.extend(pieces.finish().and_then(|(t, e)| decode(t, e)).unwrap_or_default());
+            prop_assert_eq!(back, bytes);
+        }
     }
 }

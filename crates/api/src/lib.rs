@@ -5,10 +5,12 @@
 pub mod app;
 pub mod audit;
 pub mod exec;
+pub mod file;
 pub mod gateway;
 pub mod names;
 pub mod operation;
 pub mod problem;
+pub mod sandbox;
 pub mod session;
 
 pub use names::{

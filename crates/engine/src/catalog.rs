@@ -1,12 +1,17 @@
 //! The catalog: recipes, parsed and checked. A recipe says which image, which files, which port,
-//! and how readiness shows. Built-in ones are compiled in; a machine may add its own.
+//! and how readiness shows. Built-in ones are compiled in; a machine may add its own. Files with
+//! `kind: sandbox` say what sandboxes can be made of.
+
+mod sandbox;
 
 use std::collections::BTreeMap;
 
-use api::RecipeId;
 use api::app::{Limits, RecipeParameter};
+use api::{ImageName, RecipeId};
 use serde::Deserialize;
 use wire::gateway::Readiness;
+
+pub use sandbox::SandboxImage;
 
 use crate::image::{ImageSpec, check_guest_path, parse_mode};
 
@@ -19,10 +24,24 @@ const BUILT_IN: &[(&str, &str)] = &[
     ),
 ];
 
+/// The sandbox images that come with the binary.
+const BUILT_IN_SANDBOXES: &[(&str, &str)] = &[(
+    "sandbox/debian.yml",
+    include_str!("../../../catalog/sandbox/debian.yml"),
+)];
+
+/// What says which kind of file it is, before the rest is looked at.
+#[derive(Debug, Deserialize)]
+struct KindOnly {
+    kind: Option<String>,
+}
+
 /// Sections that the parser sees as they stand in the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RecipeFile {
+    #[serde(default, rename = "kind")]
+    _kind: Option<String>,
     id: String,
     title: String,
     description: String,
@@ -294,21 +313,47 @@ fn environment_file(environment: &BTreeMap<String, String>) -> Result<RecipeGues
 #[derive(Debug, Clone, Default)]
 pub struct Catalog {
     recipes: BTreeMap<RecipeId, Recipe>,
+    sandboxes: BTreeMap<ImageName, SandboxImage>,
 }
 
 impl Catalog {
     /// The built-in recipes and further ones (file name, text), which win over built-in ones of
     /// the same id.
     pub fn new(further: &[(String, String)]) -> Result<Self, String> {
-        let mut recipes = BTreeMap::new();
-        let built_in = BUILT_IN
-            .iter()
-            .map(|(n, t)| ((*n).to_owned(), (*t).to_owned()));
+        let mut catalog = Self::default();
+        let built_in = BUILT_IN.iter().chain(BUILT_IN_SANDBOXES);
+        let built_in = built_in.map(|(n, t)| ((*n).to_owned(), (*t).to_owned()));
         for (name, text) in built_in.chain(further.iter().cloned()) {
-            let recipe = Recipe::parse(&text).map_err(|e| format!("{name}: {e}"))?;
-            recipes.insert(recipe.id.clone(), recipe);
+            catalog.add(&text).map_err(|e| format!("{name}: {e}"))?;
         }
-        Ok(Self { recipes })
+        Ok(catalog)
+    }
+
+    fn add(&mut self, text: &str) -> Result<(), String> {
+        let kind: KindOnly = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
+        match kind.kind.as_deref() {
+            None | Some("app") => {
+                let recipe = Recipe::parse(text)?;
+                self.recipes.insert(recipe.id.clone(), recipe);
+            }
+            Some("sandbox") => {
+                let image = SandboxImage::parse(text)?;
+                self.sandboxes.insert(image.id.clone(), image);
+            }
+            Some(other) => return Err(format!("kind: {other:?} is neither `app` nor `sandbox`")),
+        }
+        Ok(())
+    }
+
+    /// One image that sandboxes can be made of.
+    pub fn sandbox(&self, name: &str) -> Option<&SandboxImage> {
+        let name: ImageName = name.parse().ok()?;
+        self.sandboxes.get(&name)
+    }
+
+    /// All images that sandboxes can be made of, by name.
+    pub fn sandboxes(&self) -> impl Iterator<Item = &SandboxImage> {
+        self.sandboxes.values()
     }
 
     /// One recipe.

@@ -77,7 +77,10 @@ pub enum CommandEnd {
 /// A channel could not carry a command to its end.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ChannelError {
-    /// Nothing ran: trying again is safe.
+    /// The channel does not lead to the guest now. Nothing ran; another channel may be tried.
+    #[error("the guest can't be reached: {0}")]
+    Unreachable(String),
+    /// Nothing ran, since it was refused: trying again is safe.
     #[error("nothing ran: {0}")]
     NothingRan(String),
     /// It may have run, wholly or in part: trying again may run it twice.

@@ -3,6 +3,8 @@
 //! Unknown keys are errors that name the nearest known key. What belongs to later parts of the
 //! product (`vms`, `remote_execution`) is accepted and left alone here.
 
+mod node;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -10,6 +12,10 @@ use std::path::PathBuf;
 use api::{Domain, InstanceName, InterfaceName, NodeName, ZoneName};
 use ipnet::Ipv4Net;
 use serde::Deserialize;
+
+use node::{NodeSection, check_nodes};
+
+pub use node::NodeConfig;
 
 use crate::zone::{ApplianceSpec, Wan, ZoneSpec};
 
@@ -28,7 +34,7 @@ pub struct Config {
     /// Where further recipes are read from.
     pub catalog_dir: PathBuf,
     /// Nodes by name. In this version all of them are `lxc`.
-    pub nodes: Vec<NodeName>,
+    pub nodes: BTreeMap<NodeName, NodeConfig>,
     /// Zones by name.
     pub zones: BTreeMap<ZoneName, ZoneSpec>,
 }
@@ -80,37 +86,6 @@ impl Default for ServerSection {
             image_dir: "/var/cache/proximity/images".into(),
             catalog_dir: "/etc/proximity/catalog".into(),
         }
-    }
-}
-
-// The keys of every backend, so that a file for a later version fails by its backend, and a
-// mistyped key fails by its name.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct NodeSection {
-    backend: String,
-    api: Option<serde_json::Value>,
-    token_id: Option<serde_json::Value>,
-    token_secret_file: Option<serde_json::Value>,
-    tls: Option<serde_json::Value>,
-    members: Option<serde_json::Value>,
-    storage: Option<serde_json::Value>,
-    template_storage: Option<serde_json::Value>,
-}
-
-impl NodeSection {
-    /// The first key that means nothing to backend `lxc`.
-    fn foreign_key(&self) -> Option<&'static str> {
-        let given = [
-            ("api", &self.api),
-            ("token_id", &self.token_id),
-            ("token_secret_file", &self.token_secret_file),
-            ("tls", &self.tls),
-            ("members", &self.members),
-            ("storage", &self.storage),
-            ("template_storage", &self.template_storage),
-        ];
-        given.iter().find(|(_, v)| v.is_some()).map(|(k, _)| *k)
     }
 }
 
@@ -179,13 +154,7 @@ impl Config {
 
     fn check(mut file: File) -> Result<Self, ConfigError> {
         if file.nodes.is_empty() {
-            file.nodes.insert(
-                "local".into(),
-                NodeSection {
-                    backend: "lxc".into(),
-                    ..NodeSection::default()
-                },
-            );
+            file.nodes.insert("local".into(), NodeSection::lxc());
         }
         if file.zones.is_empty() {
             file.zones.insert("default".into(), ZoneSection::default());
@@ -237,50 +206,21 @@ pub fn check_dir(key: &str, dir: &std::path::Path) -> Result<(), ConfigError> {
     }
 }
 
-fn check_nodes(nodes: &BTreeMap<String, NodeSection>) -> Result<Vec<NodeName>, ConfigError> {
-    let mut names = Vec::new();
-    for (name, node) in nodes {
-        if node.backend != "lxc" {
-            return Err(ConfigError::new(
-                format!(
-                    "nodes.{name}.backend: {:?} is not in this version",
-                    node.backend
-                ),
-                "use `backend: lxc`, which runs guests on this machine",
-            ));
-        }
-        if let Some(key) = node.foreign_key() {
-            return Err(ConfigError::new(
-                format!("nodes.{name}.{key}: backend lxc has no such key"),
-                "leave it out: the node is this machine itself",
-            ));
-        }
-        names.push(parse(&format!("nodes.{name}"), name)?);
-    }
-    if names.len() > 1 {
-        return Err(ConfigError::new(
-            "nodes: more than one node of backend lxc",
-            "the backend `lxc` is this machine itself, so there can be only one",
-        ));
-    }
-    Ok(names)
-}
-
 fn check_zone(
     name: &ZoneName,
     section: &ZoneSection,
-    nodes: &[NodeName],
+    nodes: &BTreeMap<NodeName, NodeConfig>,
     index: usize,
 ) -> Result<ZoneSpec, ConfigError> {
     let at = |key: &str| format!("zones.{name}.{key}");
     let node = match &section.node {
         Some(n) => parse::<NodeName>(&at("node"), n)?,
-        None => nodes.first().cloned().ok_or_else(|| {
+        None => nodes.keys().next().cloned().ok_or_else(|| {
             ConfigError::new("nodes: none is configured", "add `local: { backend: lxc }`")
         })?,
     };
-    if !nodes.contains(&node) {
-        let known: Vec<_> = nodes.iter().map(NodeName::as_str).collect();
+    if !nodes.contains_key(&node) {
+        let known: Vec<_> = nodes.keys().map(NodeName::as_str).collect();
         return Err(ConfigError::new(
             format!(
                 "{}: there is no node {node:?}",

@@ -2,7 +2,7 @@
 
 use api::{HostName, InstanceName, InvalidName, Problem, RecipeId, ZoneName};
 
-use crate::ports::{ChannelError, PortError};
+use crate::ports::{ChannelError, FileError, PortError};
 use crate::store::StoreError;
 
 /// Why a request was not done. Nothing was changed, except where the variant says otherwise.
@@ -66,6 +66,9 @@ pub enum Error {
     /// A command could not be carried to its end.
     #[error(transparent)]
     Channel(#[from] ChannelError),
+    /// A file could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The store failed or refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -116,14 +119,23 @@ impl Error {
             Self::Conflict { hint, .. } => (409, "conflict", Some(hint.clone())),
             Self::WrongState { hint, .. } => (409, "wrong_state", Some(hint.clone())),
             Self::Port(e) => (502, "backend_failed", e.hint.clone()),
-            Self::Channel(ChannelError::NothingRan(_)) => {
-                (502, "nothing_ran", Some("trying again is safe".into()))
-            }
+            Self::Channel(ChannelError::NothingRan(_)) => (
+                502,
+                "nothing_ran",
+                Some("correct what it says, then try again".into()),
+            ),
+            Self::Channel(ChannelError::Unreachable(_)) => (
+                502,
+                "nothing_ran",
+                Some("trying again is safe; is the guest running? proximity status".into()),
+            ),
             Self::Channel(ChannelError::OutcomeUnknown(_)) => (
                 502,
                 "outcome_unknown",
                 Some("look before you run it again: it may have run, wholly or in part".into()),
             ),
+            Self::File(FileError::Refused(problem)) => return problem.clone(),
+            Self::File(FileError::Channel(e)) => return Self::Channel(e.clone()).problem(),
             Self::Store(e) => return store_problem(e, detail),
         };
         let problem = Problem::new(status, code, detail);

@@ -17,7 +17,7 @@ use wire::gateway::{
 
 use crate::controller::Ports;
 use crate::image::{ImageSpec, Images};
-use crate::instance::{InstanceDesired, InstanceRecord, InstanceSpec};
+use crate::instance::{AppWorkload, InstanceDesired, InstanceRecord, InstanceSpec, Workload};
 use crate::ports::{
     Backend, Channel, ChannelError, ChannelTarget, CommandEnd, CommandOutcome, Gateway,
     GuestCommand, GuestObserved, GuestSpec, GuestState, NetworkObserved, NodeNetwork,
@@ -58,8 +58,14 @@ pub fn instance_record(name: &str) -> InstanceRecord {
         name,
         zone: zone.name.clone(),
         address: zone.dhcp_range().0,
+        expires_at: None,
         spec: InstanceSpec {
-            recipe,
+            workload: Workload::App(AppWorkload {
+                recipe,
+                port: 80,
+                readiness: Readiness::Tcp,
+                ready_timeout_s: 5,
+            }),
             image_digest: image.digest(),
             image,
             limits: Limits {
@@ -68,9 +74,6 @@ pub fn instance_record(name: &str) -> InstanceRecord {
                 pids: 100,
                 disk_gb: None,
             },
-            port: 80,
-            readiness: Readiness::Tcp,
-            ready_timeout_s: 5,
             files: vec![],
         },
         desired: InstanceDesired::Running,
@@ -81,6 +84,18 @@ pub fn instance_record(name: &str) -> InstanceRecord {
         failure: None,
         created_at: jiff::Timestamp::UNIX_EPOCH,
     }
+}
+
+/// A sandbox on its way, at `.2`.
+pub fn sandbox_record(name: &str) -> InstanceRecord {
+    let Ok(image) = "debian".parse() else {
+        unreachable!("it is a legal name")
+    };
+    let mut record = instance_record(name);
+    record.address = zone_spec().static_range().0;
+    record.spec.workload = Workload::Sandbox { image };
+    record.expires_at = Some(jiff::Timestamp::MAX);
+    record
 }
 
 fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -345,7 +360,7 @@ impl Images for FakeNode {
 #[async_trait]
 impl Channel for FakeNode {
     fn name(&self) -> &'static str {
-        "fake"
+        "agent"
     }
 
     async fn run(

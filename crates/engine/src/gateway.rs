@@ -22,7 +22,7 @@ pub fn desired(
         routes: members
             .iter()
             .filter(|i| i.routed)
-            .map(|i| i.route(zone))
+            .filter_map(|i| i.route(zone))
             .collect(),
     })
 }

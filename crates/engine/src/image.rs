@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::ports::PortError;
 
 /// Changes when the way of building changes, so that older images are not taken for new ones.
-const BUILDER: &str = "proximity-image-3";
+const BUILDER: &str = "proximity-image-4";
 
 /// Everything that decides what an image contains.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,9 @@ fn mode_0644() -> String {
 /// guest starts faster and smaller.
 const BASE_PACKAGES: &[&str] = &["ca-certificates", "iproute2", "systemd", "systemd-sysv"];
 
+/// Packages of every sandbox.
+const SMALL_BASE_PACKAGES: &[&str] = &["ca-certificates", "iproute2", "netbase"];
+
 /// Units that make no sense in a container or only cost time there.
 const BASE_MASK: &[&str] = &[
     "apt-daily.timer",
@@ -87,6 +90,12 @@ impl ImageSpec {
             .extend(BASE_PACKAGES.iter().map(ToString::to_string));
         self.mask.extend(BASE_MASK.iter().map(ToString::to_string));
         self.enable.push("systemd-networkd.service".into());
+        self.enable.push(AGENT_UNIT.into());
+        self.files.push(ImageFile {
+            path: format!("/etc/systemd/system/{AGENT_UNIT}"),
+            content: include_str!("../../../images/guest/proximity-agent.service").into(),
+            mode: mode_0644(),
+        });
         if !self.files.iter().any(|f| f.path == NETWORK_FILE) {
             self.files.push(ImageFile {
                 path: NETWORK_FILE.into(),
@@ -98,6 +107,17 @@ impl ImageSpec {
             list.sort();
             list.dedup();
         }
+        self
+    }
+
+    /// This image on top of what every sandbox has: no init system, since the agent is process 1, and no
+    /// network configuration, since the node sets its address.
+    #[must_use]
+    pub fn on_small_base(mut self) -> Self {
+        self.packages
+            .extend(SMALL_BASE_PACKAGES.iter().map(ToString::to_string));
+        self.packages.sort();
+        self.packages.dedup();
         self
     }
 
@@ -135,6 +155,9 @@ impl ImageSpec {
         })
     }
 }
+
+/// Starts the agent in guests with systemd. The agent itself is a mount of the node's copy.
+const AGENT_UNIT: &str = "proximity-agent.service";
 
 const NETWORK_FILE: &str = "/etc/systemd/network/10-eth0.network";
 

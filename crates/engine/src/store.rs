@@ -117,6 +117,8 @@ pub trait Store: Send + Sync {
     /// Writes the progress of an instance: status, published, routed, restart, failure. What is wanted
     /// of it is left as it is.
     async fn save_progress(&self, record: &InstanceRecord) -> Result<(), StoreError>;
+    /// Sets when an instance ends by itself; false when there is none.
+    async fn set_expiry(&self, id: &InstanceId, at: Timestamp) -> Result<bool, StoreError>;
     /// Forgets a deleted instance and ends what was under way for it; its address rests from `at`.
     async fn forget_instance(&self, id: &InstanceId, at: Timestamp) -> Result<(), StoreError>;
 

@@ -1,10 +1,7 @@
 //! `/catalog` and `/apps`.
 
-use std::time::Duration;
-
+use api::Problem;
 use api::app::{App, DeployAccepted, DeployRequest, OperationAccepted, RecipeSummary};
-use api::operation::OperationStatus;
-use api::{OperationId, Problem};
 use axum::extract::{Path, State as Extract};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -18,6 +15,7 @@ use utoipa::IntoParams;
 use crate::State;
 use crate::answer::{Body, Failed, Params};
 use crate::audited::Told;
+use crate::operations::{Wait, accepted, ended_well};
 
 pub(crate) fn routes() -> Router<State> {
     Router::new()
@@ -64,34 +62,6 @@ pub(crate) async fn show(
     Ok(Json(state.controller.app(&name).await?))
 }
 
-/// How long a deploy call may wait for the deploy's end.
-#[derive(Debug, Default, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub(crate) struct Wait {
-    /// Like `60s`; at most `600s`. Without it the answer is `202` at once.
-    wait: Option<String>,
-}
-
-impl Wait {
-    fn parse(&self) -> Result<Option<Duration>, Box<Problem>> {
-        let Some(text) = &self.wait else {
-            return Ok(None);
-        };
-        let seconds = text.strip_suffix('s').unwrap_or(text).parse::<u64>().ok();
-        match seconds.filter(|s| (1..=600).contains(s)) {
-            Some(s) => Ok(Some(Duration::from_secs(s))),
-            None => Err(Box::new(
-                Problem::new(
-                    400,
-                    "bad_query",
-                    format!("wait: {text:?} is not a duration"),
-                )
-                .hint("write it like 60s, at most 600s"),
-            )),
-        }
-    }
-}
-
 /// Deploys an app. Name and address are reserved when this answers; the operation tells the rest.
 #[utoipa::path(post, path = "/api/v1/apps/deploy", tag = "apps", params(Wait), request_body = DeployRequest, responses(
     (status = 201, body = App, description = "with `wait`: it runs and has answered"),
@@ -103,61 +73,18 @@ pub(crate) async fn deploy(
 ) -> Result<Response, Failed> {
     let wait = wait.parse().map_err(|problem| *problem)?;
     let (operation_id, name) = state.controller.deploy(&request).await?;
-    let accepted = || {
-        (
-            StatusCode::ACCEPTED,
-            Extension(Told::deploying(&operation_id, &name)),
-            Json(DeployAccepted {
-                operation_id: operation_id.clone(),
-                name: name.clone(),
-            }),
-        )
-    };
-    let Some(patience) = wait else {
-        return Ok(accepted().into_response());
-    };
-    let ended = tokio::time::timeout(
-        patience,
-        crate::operations::await_end(&state.controller, operation_id.as_str()),
-    )
-    .await;
-    let Ok(operation) = ended else {
-        return Ok(accepted().into_response());
-    };
-    let operation = operation?;
-    match operation.failure {
-        None if operation.status == OperationStatus::Succeeded => {
-            let app = state.controller.app(name.as_str()).await?;
-            let told = Extension(Told::deploying(&operation_id, &name));
-            Ok((StatusCode::CREATED, told, Json(app)).into_response())
-        }
-        failure => {
-            let (step, cause, next) = failure.map_or_else(
-                || {
-                    (
-                        "deploy".into(),
-                        "it failed".into(),
-                        format!("proximity app show {name}"),
-                    )
-                },
-                |f| (f.step, f.cause, f.next),
-            );
-            Err(
-                Problem::new(502, "deploy_failed", format!("step {step}: {cause}"))
-                    .hint(next)
-                    .into(),
-            )
-        }
+    let told = Extension(Told::deploying(&operation_id, &name));
+    if let Some(patience) = wait
+        && ended_well(&state.controller, &operation_id, patience).await?
+    {
+        let app = state.controller.app(name.as_str()).await?;
+        return Ok((StatusCode::CREATED, told, Json(app)).into_response());
     }
+    let accepted = Json(DeployAccepted { operation_id, name });
+    Ok((StatusCode::ACCEPTED, told, accepted).into_response())
 }
 
 type Accepted = Result<(StatusCode, Extension<Told>, Json<OperationAccepted>), Failed>;
-
-fn accepted(operation_id: OperationId) -> (StatusCode, Extension<Told>, Json<OperationAccepted>) {
-    let told = Extension(Told::accepted(&operation_id));
-    let answer = Json(OperationAccepted { operation_id });
-    (StatusCode::ACCEPTED, told, answer)
-}
 
 /// Deletes an app and everything of it.
 #[utoipa::path(delete, path = "/api/v1/apps/{name}", tag = "apps", params(("name" = String, Path)), responses(

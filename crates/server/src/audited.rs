@@ -14,10 +14,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ::audit::{Entry, Log, Outcome};
+use ::audit::{Entry, Intent, Log, Outcome};
 use api::app::DeployRequest;
-use api::exec::ExecResult;
+use api::exec::{ExecRequest, ExecResult};
 use api::gateway::DownRequest;
+use api::sandbox::{ExtendRequest, SandboxRequest};
 use api::{Problem, ZoneName};
 use axum::body::{Body, Bytes};
 use axum::extract::{
@@ -57,10 +58,30 @@ const ACTIONS: &[(Method, &str, &str)] = &[
     ),
     (
         Method::PUT,
+        "/api/v1/instances/{name}/files",
+        "instance.file.write",
+    ),
+    (
+        Method::POST,
+        "/api/v1/instances/{name}/forward",
+        "instance.forward",
+    ),
+    (Method::POST, "/api/v1/sandboxes", "sandbox.create"),
+    (Method::DELETE, "/api/v1/sandboxes/{id}", "sandbox.kill"),
+    (
+        Method::POST,
+        "/api/v1/sandboxes/{id}/extend",
+        "sandbox.extend",
+    ),
+    (
+        Method::PUT,
         "/api/v1/appliance/password",
         "appliance.password",
     ),
 ];
+
+/// Calls whose bodies are streams: what the log shows of them stands in their query.
+const STREAMED: &[&str] = &["instance.file.write", "instance.forward"];
 
 /// How an action ended, in the extensions of its answer.
 #[derive(Clone)]
@@ -104,6 +125,13 @@ impl Told {
         outcome.channel(&result.channel).into()
     }
 
+    /// A file was written.
+    pub(crate) fn wrote(size_bytes: u64, sha256: &str) -> Self {
+        Outcome::ok()
+            .detail(json!({ "size_bytes": size_bytes, "sha256": sha256 }))
+            .into()
+    }
+
     /// The code of the problem that it ended with.
     pub(crate) fn code(&self) -> Option<&str> {
         self.problem.as_deref()
@@ -120,6 +148,43 @@ impl Told {
             },
             problem: Some(problem.code.clone()),
         }
+    }
+}
+
+/// The intent of a call whose answer is a stream: its handler takes it and tells the outcome when the
+/// stream ends. Dropped instead, the outcome is unknown.
+#[derive(Clone, Default)]
+pub(crate) struct Pending(Arc<Mutex<Option<Intent>>>);
+
+impl Pending {
+    /// The intent, if nobody has taken it.
+    pub(crate) fn take(&self) -> Option<Intent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn put(&self, intent: Intent) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(intent);
+    }
+}
+
+/// Writes the intent of a call that the middleware does not see as a change: a websocket, a file that is
+/// read out of a guest.
+pub(crate) async fn begin(
+    state: &State,
+    actor: &Actor,
+    action: &str,
+    target: &str,
+    detail: Value,
+) -> Result<Intent, Failed> {
+    let mut entry = Entry::new(actor.name.clone(), action, target);
+    entry.detail = detail;
+    state.audit.intent(entry).await.map_err(|e| unavailable(&e))
+}
+
+/// Writes an outcome. One that can't be written is kept by the log and written before the next intent.
+pub(crate) async fn finish(intent: Intent, outcome: Outcome) {
+    if let Err(e) = intent.finish(outcome).await {
+        tracing::error!("the outcome of a call is not in the audit log yet: {e}");
     }
 }
 
@@ -143,25 +208,33 @@ pub(crate) async fn actions(
         Some(actor) => actor.name.clone(),
         None => UNIDENTIFIED.to_owned(),
     };
-    let whole = Request::from_parts(parts.clone(), body);
-    let body = match Bytes::from_request(whole, &state).await {
-        Ok(body) => body,
-        Err(rejection) => {
-            let status = rejection.status().as_u16();
-            let problem = Problem::new(status, "bad_body", rejection.body_text());
-            refuse(&state, entry, &problem.code).await;
-            return Ok(recorded(Failed(problem).into_response(), &state.audit));
+    let body = if STREAMED.contains(&entry.action.as_str()) {
+        entry.detail = json!({ "query": parts.uri.query().unwrap_or_default() });
+        body
+    } else {
+        let whole = Request::from_parts(parts.clone(), body);
+        match Bytes::from_request(whole, &state).await {
+            Ok(body) => {
+                entry = with_body(entry, &body);
+                Body::from(body)
+            }
+            Err(rejection) => {
+                let status = rejection.status().as_u16();
+                let problem = Problem::new(status, "bad_body", rejection.body_text());
+                refuse(&state, entry, &problem.code).await;
+                return Ok(recorded(Failed(problem).into_response(), &state.audit));
+            }
         }
     };
-    let entry = with_body(entry, &body);
-    let intent = match state.audit.intent(entry).await {
-        Ok(intent) => intent,
+    let pending = Pending::default();
+    match state.audit.intent(entry).await {
+        Ok(intent) => pending.put(intent),
         Err(e) => return Ok(recorded(unavailable(&e).into_response(), &state.audit)),
-    };
-    let response = next.run(Request::from_parts(parts, Body::from(body))).await;
-    if let Err(e) = intent.finish(outcome_of(&response)).await {
-        // The log keeps it and writes it before the next intent.
-        tracing::error!("the outcome of a call is not in the audit log yet: {e}");
+    }
+    parts.extensions.insert(pending.clone());
+    let response = next.run(Request::from_parts(parts, body)).await;
+    if let Some(intent) = pending.take() {
+        finish(intent, outcome_of(&response)).await;
     }
     Ok(recorded(response, &state.audit))
 }
@@ -255,6 +328,17 @@ fn with_body(mut entry: Entry, body: &[u8]) -> Entry {
                 entry.detail = json!({ "with_instances": down.with_instances });
             }
         }
+        "sandbox.create" => {
+            if let Ok(sandbox) = serde_json::from_slice::<SandboxRequest>(body) {
+                entry.target = sandbox.name.clone().unwrap_or_default();
+                entry.detail = json!(sandbox);
+            }
+        }
+        "sandbox.extend" => {
+            if let Ok(extend) = serde_json::from_slice::<ExtendRequest>(body) {
+                entry.detail = json!(extend);
+            }
+        }
         "instance.exec" => {
             if let Ok(exec) = serde_json::from_slice::<ExecShape>(body) {
                 entry.detail = exec.detail();
@@ -301,6 +385,24 @@ impl ExecShape {
         }
         Value::Object(detail)
     }
+}
+
+/// What the log shows of a command whose request was parsed already.
+pub(crate) fn command_detail(request: &ExecRequest) -> Value {
+    ExecShape {
+        argv: request.argv.clone(),
+        command: request.command.clone(),
+        env: request
+            .env
+            .keys()
+            .map(|k| (k.clone(), IgnoredAny))
+            .collect(),
+        cwd: request.cwd.clone(),
+        user: request.user.clone(),
+        timeout_ms: request.timeout_ms,
+        channel: request.channel.clone(),
+    }
+    .detail()
 }
 
 fn outcome_of(response: &Response) -> Outcome {

@@ -6,8 +6,8 @@
 //!   unix socket    ──▶ peer credentials ──────────┴▶ audit ▸ idempotency key ▸ handler ▸ problem or answer
 //! ```
 //!
-//! One noun, one file: [`system`], [`zones`], [`apps`], [`instances`], [`appliance`], [`operations`],
-//! [`audit_records`].
+//! One noun, one file: [`system`], [`zones`], [`apps`], [`sandboxes`], [`instances`], [`sessions`], [`files`],
+//! [`forward`], [`appliance`], [`operations`], [`audit_records`].
 
 mod answer;
 mod appliance;
@@ -15,10 +15,14 @@ mod apps;
 mod audit_records;
 mod audited;
 mod auth;
+mod files;
+mod forward;
 mod idempotency;
 mod instances;
 mod openapi;
 mod operations;
+mod sandboxes;
+mod sessions;
 mod system;
 mod zones;
 
@@ -100,6 +104,10 @@ pub(crate) fn router(controller: Controller, audit: audit::Log, socket: &Path) -
         .merge(zones::routes())
         .merge(apps::routes())
         .merge(instances::routes())
+        .merge(sessions::routes())
+        .merge(files::routes())
+        .merge(forward::routes())
+        .merge(sandboxes::routes())
         .merge(appliance::routes())
         .merge(operations::routes())
         .merge(audit_records::routes())

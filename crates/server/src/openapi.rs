@@ -5,7 +5,10 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use crate::{State, appliance, apps, audit_records, instances, operations, system, zones};
+use crate::{
+    State, appliance, apps, audit_records, files, forward, instances, operations, sandboxes,
+    sessions, system, zones,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -15,7 +18,8 @@ use crate::{State, appliance, apps, audit_records, instances, operations, system
         zones::list, zones::up, zones::down,
         apps::catalog, apps::recipe, apps::list, apps::deploy, apps::show, apps::delete,
         apps::start, apps::stop, apps::restart, apps::logs,
-        instances::exec,
+        instances::exec, sessions::session, sessions::pty, files::read, files::write, forward::forward,
+        sandboxes::list, sandboxes::create, sandboxes::show, sandboxes::kill, sandboxes::extend,
         appliance::status, appliance::services, appliance::leases, appliance::records,
         appliance::vhosts, appliance::vhost, appliance::password,
         operations::list, operations::show, operations::events,

@@ -3,19 +3,23 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use api::Problem;
+use api::app::OperationAccepted;
 use api::operation::{Operation, OperationStatus};
+use api::{OperationId, Problem};
 use axum::extract::{Path, State as Extract};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
 use engine::Controller;
 use futures::stream::{self, Stream, StreamExt};
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
+use utoipa::IntoParams;
 
 use crate::State;
 use crate::answer::Failed;
+use crate::audited::Told;
 
 pub(crate) fn routes() -> Router<State> {
     Router::new()
@@ -55,6 +59,69 @@ pub(crate) async fn await_end(
         }
         let _ = tokio::time::timeout(Duration::from_secs(5), changed.changed()).await;
     }
+}
+
+/// How long a call may wait for what it began.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Wait {
+    /// Like `60s`; at most `600s`. Without it the answer is `202` at once.
+    wait: Option<String>,
+}
+
+impl Wait {
+    pub(crate) fn parse(&self) -> Result<Option<Duration>, Box<Problem>> {
+        let Some(text) = &self.wait else {
+            return Ok(None);
+        };
+        let seconds = text.strip_suffix('s').unwrap_or(text).parse::<u64>().ok();
+        match seconds.filter(|s| (1..=600).contains(s)) {
+            Some(s) => Ok(Some(Duration::from_secs(s))),
+            None => Err(Box::new(
+                Problem::new(
+                    400,
+                    "bad_query",
+                    format!("wait: {text:?} is not a duration"),
+                )
+                .hint("write it like 60s, at most 600s"),
+            )),
+        }
+    }
+}
+
+/// `202` with the operation to watch.
+pub(crate) fn accepted(
+    operation_id: OperationId,
+) -> (StatusCode, Extension<Told>, Json<OperationAccepted>) {
+    let told = Extension(Told::accepted(&operation_id));
+    let answer = Json(OperationAccepted { operation_id });
+    (StatusCode::ACCEPTED, told, answer)
+}
+
+/// Waits so long for an operation: true when it succeeded, false when it still runs; a failed one is a
+/// problem that names step, cause and next command.
+pub(crate) async fn ended_well(
+    controller: &Controller,
+    id: &OperationId,
+    patience: Duration,
+) -> Result<bool, Failed> {
+    let ended = tokio::time::timeout(patience, await_end(controller, id.as_str())).await;
+    let Ok(operation) = ended else {
+        return Ok(false);
+    };
+    let operation = operation?;
+    if operation.failure.is_none() && operation.status == OperationStatus::Succeeded {
+        return Ok(true);
+    }
+    let (detail, next) = match operation.failure {
+        Some(f) => (format!("step {}: {}", f.step, f.cause), f.next),
+        None => (
+            "it failed".to_owned(),
+            format!("proximity operation watch {id}"),
+        ),
+    };
+    let code = format!("{}_failed", operation.kind);
+    Err(Problem::new(502, &code, detail).hint(next).into())
 }
 
 /// Events as they happen: `event: step` with an OperationEvent, its `seq` as id; at the end `event:

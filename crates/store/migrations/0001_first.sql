@@ -17,6 +17,7 @@ CREATE TABLE instances (
     restart    INTEGER NOT NULL,
     failure    TEXT,
     created_at TEXT NOT NULL,
+    expires_at TEXT,
     UNIQUE (zone, address)
 ) STRICT;
 

@@ -36,6 +36,11 @@ fn record(row: &SqliteRow) -> Result<InstanceRecord, StoreError> {
         restart: flag("restart")?,
         failure: failure.map(|f| from_json(&f)).transpose()?,
         created_at: parse("read an instance", &text("created_at")?)?,
+        expires_at: row
+            .try_get::<Option<String>, _>("expires_at")
+            .map_err(failed("read an instance"))?
+            .map(|t| parse("read an instance", &t))
+            .transpose()?,
     })
 }
 
@@ -87,8 +92,8 @@ impl SqliteStore {
             ..new.clone()
         };
         sqlx::query(
-            "INSERT INTO instances (id, name, zone, address, spec, desired, status, published, routed, restart, failure, created_at)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO instances (id, name, zone, address, spec, desired, status, published, routed, restart, failure, created_at, expires_at)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(record.id.as_str())
         .bind(record.name.as_str())
@@ -102,6 +107,7 @@ impl SqliteStore {
         .bind(record.restart)
         .bind(record.failure.as_ref().map(to_json).transpose()?)
         .bind(record.created_at.to_string())
+        .bind(record.expires_at.map(|t| t.to_string()))
         .execute(&mut *tx)
         .await
         .map_err(failed("write an instance"))?;
@@ -160,6 +166,20 @@ impl SqliteStore {
         .await
         .map(drop)
         .map_err(failed("save an instance's progress"))
+    }
+
+    pub(crate) async fn update_expiry(
+        &self,
+        id: &InstanceId,
+        at: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query("UPDATE instances SET expires_at = ? WHERE id = ?")
+            .bind(at.to_string())
+            .bind(id.as_str())
+            .execute(&self.pool)
+            .await
+            .map_err(failed("extend an instance's life"))?;
+        Ok(done.rows_affected() == 1)
     }
 
     pub(crate) async fn delete_instance(

@@ -213,6 +213,10 @@ impl Store for SqliteStore {
         self.update_progress(record).await
     }
 
+    async fn set_expiry(&self, id: &InstanceId, at: Timestamp) -> Result<bool, StoreError> {
+        self.update_expiry(id, at).await
+    }
+
     async fn forget_instance(&self, id: &InstanceId, at: Timestamp) -> Result<(), StoreError> {
         self.delete_instance(id, at).await
     }

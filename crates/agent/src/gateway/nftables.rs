@@ -7,6 +7,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use wire::agent::RELAY_PORT;
 use wire::gateway::ZoneNetwork;
 
 use super::system::{Command, CommandError, System};
@@ -15,9 +16,6 @@ use super::word::{UnsafeWord, word};
 
 /// Our table.
 pub const TABLE: &str = "proximity";
-
-/// Port of the relay, open towards the controller.
-const RELAY_PORT: u16 = 39384;
 
 /// Destinations that are no public hosts (IANA special-purpose registry): other people's private
 /// networks around the appliance, which guests must not reach through it.
@@ -55,6 +53,7 @@ pub fn render(network: &ZoneNetwork) -> Result<Ruleset, UnsafeWord> {
         &word(&network.lan)?,
         &word(network.subnet)?,
         network.gateway,
+        &format!("{}-{}", network.dhcp_first, network.dhcp_last),
     );
     let digest = format!("digest {:016x}", fnv1a(chains.as_bytes()));
     let text = format!(
@@ -70,7 +69,7 @@ pub fn render(network: &ZoneNetwork) -> Result<Ruleset, UnsafeWord> {
     Ok(Ruleset { text, digest })
 }
 
-fn chains(wan: &str, lan: &str, subnet: &str, gateway: Ipv4Addr) -> String {
+fn chains(wan: &str, lan: &str, subnet: &str, gateway: Ipv4Addr, apps: &str) -> String {
     let special = SPECIAL_PURPOSE.join(", ");
     let (first_agent, last_agent) = (AGENT_PORTS.start(), AGENT_PORTS.end());
     format!(
@@ -98,7 +97,9 @@ fn chains(wan: &str, lan: &str, subnet: &str, gateway: Ipv4Addr) -> String {
 		ct state invalid drop
 		iifname "{lan}" ip daddr {gateway} udp dport {{ 53, 67 }} accept
 		iifname "{lan}" ip daddr 255.255.255.255 udp dport 67 accept
-		iifname "{lan}" ip daddr {gateway} tcp dport {{ 53, 80, 443 }} accept
+		iifname "{lan}" ip daddr {gateway} tcp dport 53 accept
+		# The proxy leads to other guests: it is for apps, and sandboxes have other addresses.
+		iifname "{lan}" ip saddr {apps} ip daddr {gateway} tcp dport {{ 80, 443 }} accept
 		iifname "{lan}" ip daddr {gateway} icmp type echo-request accept
 		# Cockpit (9090) and the relay ({RELAY_PORT}) are for the outside, never for guests.
 		iifname "{wan}" tcp dport {{ 80, 443, 9090, {RELAY_PORT} }} accept

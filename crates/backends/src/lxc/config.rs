@@ -13,6 +13,9 @@ pub(crate) const ID_BASE: u32 = 100_000;
 /// How many ids a guest has.
 pub(crate) const ID_COUNT: u32 = 65_536;
 
+/// What is process 1 of a guest without an init system.
+const AGENT_AS_INIT: &str = "/usr/lib/proximity/proximity-agent init";
+
 /// Where the agent's directory appears in guests.
 pub(crate) const AGENT_DIR_IN_GUEST: &str = "usr/lib/proximity";
 
@@ -100,6 +103,18 @@ pub(crate) fn render(
             path(agent)?
         ),
     )?;
+    // Read-only, so that a guest can't give itself another identity.
+    lines.set(
+        "lxc.mount.entry",
+        &format!(
+            "{} {} none bind,ro,nosuid,nodev,noexec,create=dir 0 0",
+            path(&dir.identity())?,
+            wire::identity::DIRECTORY.trim_start_matches('/')
+        ),
+    )?;
+    if spec.kind == "sandbox" {
+        lines.set("lxc.init.cmd", AGENT_AS_INIT)?;
+    }
     lines.set("lxc.tty.max", "0")?;
     lines.set("lxc.pty.max", "1024")?;
     lines.set("lxc.signal.halt", "SIGRTMIN+3")?;

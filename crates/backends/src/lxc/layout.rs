@@ -6,6 +6,7 @@
 //!            /up /work     the writable layer over the image
 //!            /disk.img     instead, when the disk is limited: a file system of its own,
 //!            /disk/up …    mounted here
+//!            /identity     its certificate and key, for its agent
 //!            /console.log /lxc.log
 //!   guests/ID.new  on its way in    guests/ID.gone  on its way out
 //! ```
@@ -71,6 +72,11 @@ impl GuestDir {
 
     pub(crate) fn log(&self) -> PathBuf {
         self.root.join("lxc.log")
+    }
+
+    /// What the guest is told of who it is: mounted read-only into it, never part of its layer.
+    pub(crate) fn identity(&self) -> PathBuf {
+        self.root.join("identity")
     }
 
     pub(crate) fn disk_image(&self) -> PathBuf {

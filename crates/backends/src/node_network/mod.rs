@@ -215,11 +215,16 @@ async fn load(ruleset: &str, what: &str) -> Result<(), PortError> {
 }
 
 async fn ruleset_stands(spec: &NodeNetworkSpec) -> Result<bool, PortError> {
-    let listed = Program::new("read the node's rules", "nft")
-        .args(["list", "table", "inet", &ruleset::table(spec)])
-        .output()
-        .await?;
-    // The version of the rules stands in a comment of the table, so that older rules are replaced.
-    Ok(listed.status.success()
-        && String::from_utf8_lossy(&listed.stdout).contains(&ruleset::version(spec)))
+    for family in ["inet", "bridge"] {
+        let listed = Program::new("read the node's rules", "nft")
+            .args(["list", "table", family, &ruleset::table(spec)])
+            .output()
+            .await?;
+        // The version of the rules stands in a comment of the table, so that older rules are replaced.
+        let text = String::from_utf8_lossy(&listed.stdout);
+        if !listed.status.success() || !text.contains(&ruleset::version(spec)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

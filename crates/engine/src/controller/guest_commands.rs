@@ -3,13 +3,17 @@
 
 use std::time::Duration;
 
-use api::app::AppStatus;
-use api::exec::{Encoding, ExecRequest, ExecResult};
+use api::exec::{Encoding, ExecRequest, ExecResult, decode, encode};
+use api::session::SessionStart;
 
 use super::Controller;
+use super::ways::no_channel;
 use crate::error::Error;
 use crate::instance::InstanceRecord;
-use crate::ports::{ChannelError, ChannelTarget, CommandEnd, CommandOutcome, GuestCommand};
+use crate::ports::{
+    ChannelError, CommandEnd, CommandOutcome, Duplex, FileDownload, FileRequest, FileUpload,
+    FileWritten, GuestCommand, Session,
+};
 use crate::zone::ZoneRecord;
 
 /// Deadline of a command when none is given.
@@ -21,53 +25,81 @@ impl Controller {
     /// Runs a command in an instance, or in a zone's appliance by its name.
     pub async fn exec(&self, name: &str, request: &ExecRequest) -> Result<ExecResult, Error> {
         let command = check_command(request)?;
-        let guest = self.guest_named(name).await?;
-        let channel = match &request.channel {
-            None => self.ports().channels.first(),
-            Some(wanted) => self.ports().channels.iter().find(|c| c.name() == wanted),
-        };
-        let Some(channel) = channel else {
-            let known: Vec<&str> = self.ports().channels.iter().map(|c| c.name()).collect();
-            return Err(Error::BadRequest {
-                what: format!(
-                    "there is no channel {:?}",
-                    request.channel.as_deref().unwrap_or("")
-                ),
-                hint: format!("channels of this node: {}", known.join(", ")),
-            });
-        };
-        let outcome = channel.run(&guest, command).await?;
-        Ok(exec_result(outcome, channel.name()))
+        let way = self.way_to(name, request.channel.as_deref()).await?;
+        let mut last = None;
+        for channel in &way.channels {
+            match channel.run(&way.target, command.clone()).await {
+                Ok(outcome) => return Ok(exec_result(outcome, channel.name())),
+                // Only what certainly did not reach the guest may go down another channel.
+                Err(e @ ChannelError::Unreachable(_)) => last = Some(e),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(last.unwrap_or_else(no_channel).into())
     }
 
-    async fn guest_named(&self, name: &str) -> Result<ChannelTarget, Error> {
-        let zones = self.ports().store.zones().await?;
-        if let Some(zone) = zones
-            .iter()
-            .find(|z| z.spec.appliance.name.as_str() == name)
-        {
-            return Ok(zone.channel_target());
+    /// Starts a command with its streams open; returns the channel's name with it.
+    pub async fn open_session(
+        &self,
+        name: &str,
+        start: &SessionStart,
+    ) -> Result<(Session, &'static str), Error> {
+        let mut command = check_command(&start.exec)?;
+        if start.exec.timeout_ms.is_none() {
+            command.timeout = MAX_TIMEOUT;
         }
-        let record = self.instance_named(name).await?;
-        if matches!(
-            record.status,
-            AppStatus::Stopped | AppStatus::Lost | AppStatus::Deleting
-        ) {
-            let hint = match record.status {
-                AppStatus::Stopped => {
-                    format!("start it first: proximity app start {}", record.name)
-                }
-                _ => format!("look at it: proximity app show {}", record.name),
-            };
-            return Err(Error::WrongState {
-                hint,
-                state: record.status.as_str(),
-                name: record.name,
+        if start.tty.is_some_and(|s| s.rows == 0 || s.cols == 0) {
+            return Err(Error::BadRequest {
+                what: "a terminal has at least one line and one column".into(),
+                hint: r#""tty":{"rows":24,"cols":80}"#.into(),
             });
         }
-        let zone = zones.iter().find(|z| z.spec.name == record.zone);
-        let zone = zone.ok_or_else(|| Error::UnknownZone(record.zone.to_string()))?;
-        Ok(record.channel_target(zone))
+        let way = self.way_to(name, start.exec.channel.as_deref()).await?;
+        let mut last = None;
+        for channel in &way.channels {
+            match channel.open(&way.target, command.clone(), start.tty).await {
+                Ok(session) => return Ok((session, channel.name())),
+                Err(e @ ChannelError::Unreachable(_)) => last = Some(e),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(last.unwrap_or_else(no_channel).into())
+    }
+
+    /// Reads a file of a guest, or the rest of it from an offset.
+    pub async fn read_file(
+        &self,
+        name: &str,
+        request: &FileRequest,
+        offset: u64,
+    ) -> Result<FileDownload, Error> {
+        check_file(request)?;
+        let (channel, target) = self.best_way(name).await?;
+        Ok(channel.read_file(&target, request, offset).await?)
+    }
+
+    /// Replaces a file of a guest in one step, or changes nothing.
+    pub async fn write_file(
+        &self,
+        name: &str,
+        request: &FileRequest,
+        upload: FileUpload,
+    ) -> Result<FileWritten, Error> {
+        check_file(request)?;
+        let (channel, target) = self.best_way(name).await?;
+        Ok(channel.write_file(&target, request, upload).await?)
+    }
+
+    /// Connects to a TCP port on a guest's loopback.
+    pub async fn forward(&self, name: &str, port: u16) -> Result<Box<dyn Duplex>, Error> {
+        if port == 0 {
+            return Err(Error::BadRequest {
+                what: "0 is not a port".into(),
+                hint: "a TCP port of the guest, 1 to 65535".into(),
+            });
+        }
+        let (channel, target) = self.best_way(name).await?;
+        Ok(channel.forward(&target, port).await?)
     }
 
     async fn zone_of(&self, record: &InstanceRecord) -> Result<ZoneRecord, Error> {
@@ -81,7 +113,7 @@ impl Controller {
         let record = self.instance_named(name).await?;
         let zone = self.zone_of(&record).await?;
         let console = self.ports().backend.console_tail(&record.id, lines);
-        let Some(channel) = self.ports().channels.first() else {
+        let Some(channel) = self.channels_of(&record).into_iter().next() else {
             return Ok(console.await);
         };
         let count = lines.to_string();
@@ -136,15 +168,25 @@ impl Controller {
             stdin: format!("root:{password}\n").into_bytes(),
             timeout: Duration::from_secs(30),
         };
-        let channel = self.ports().channels.first().ok_or_else(|| {
-            ChannelError::NothingRan("the node has no channel into its guests".into())
-        })?;
+        let channels = self.channels_of_appliance();
+        let channel = channels.first().ok_or_else(no_channel)?;
         let outcome = channel.run(&zone.channel_target(), command).await?;
         match outcome.end {
             CommandEnd::Exited(0) => Ok(()),
             end => Err(ChannelError::OutcomeUnknown(format!("chpasswd ended with {end:?}")).into()),
         }
     }
+}
+
+fn check_file(request: &FileRequest) -> Result<(), Error> {
+    let legal = request.path.starts_with('/') && !request.path.contains('\0');
+    if legal && request.path.len() <= 4096 {
+        return Ok(());
+    }
+    Err(Error::BadRequest {
+        what: "the path must be absolute, without NUL, at most 4096 bytes".into(),
+        hint: "like /srv/data.csv".into(),
+    })
 }
 
 fn check_command(request: &ExecRequest) -> Result<GuestCommand, Error> {
@@ -185,14 +227,11 @@ fn check_command(request: &ExecRequest) -> Result<GuestCommand, Error> {
     if request.cwd.as_ref().is_some_and(|d| !d.starts_with('/')) {
         return Err(bad("cwd must be an absolute path", r#""cwd":"/srv""#));
     }
-    let stdin = match (
-        request.stdin.as_deref().unwrap_or(""),
-        request.stdin_encoding,
-    ) {
-        (text, None | Some(Encoding::Utf8)) => text.as_bytes().to_vec(),
-        (text, Some(Encoding::Base64)) => decode_base64(text)
-            .ok_or_else(|| bad("stdin is not base64", "standard alphabet, with padding"))?,
-    };
+    let stdin = decode(
+        request.stdin.clone().unwrap_or_default(),
+        request.stdin_encoding.unwrap_or(Encoding::Utf8),
+    )
+    .ok_or_else(|| bad("stdin is not base64", "standard alphabet, with padding"))?;
     let timeout = request
         .timeout_ms
         .map_or(DEFAULT_TIMEOUT, Duration::from_millis);
@@ -231,22 +270,6 @@ fn exec_result(outcome: CommandOutcome, channel: &str) -> ExecResult {
     }
 }
 
-fn encode(bytes: Vec<u8>) -> (String, Encoding) {
-    use base64::Engine;
-    match String::from_utf8(bytes) {
-        Ok(text) => (text, Encoding::Utf8),
-        Err(e) => (
-            base64::engine::general_purpose::STANDARD.encode(e.as_bytes()),
-            Encoding::Base64,
-        ),
-    }
-}
-
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
-    use base64::Engine;
-    base64::engine::general_purpose::STANDARD.decode(text).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,14 +299,5 @@ mod tests {
         ] {
             assert!(ok(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn output_that_is_not_text_travels_as_base64() {
-        assert_eq!(encode(vec![0xff, 0]), ("/wA=".into(), Encoding::Base64));
-        assert_eq!(
-            encode(b"a\r\n\n".to_vec()),
-            ("a\r\n\n".into(), Encoding::Utf8)
-        );
     }
 }

@@ -12,7 +12,9 @@ mod guest_commands;
 mod reconcile_instance;
 mod reconcile_zone;
 mod requests;
+mod sandboxes;
 mod views;
+mod ways;
 mod worker;
 
 use std::collections::HashMap;

@@ -15,7 +15,7 @@ use super::worker::Settled;
 use super::{Controller, Object, reconcile_zone};
 use crate::error::Error;
 use crate::instance::plan::{InstanceAction, InstanceObserved, plan};
-use crate::instance::{InstanceDesired, InstanceRecord};
+use crate::instance::{InstanceDesired, InstanceRecord, Workload};
 use crate::operation::{Recorder, StepError};
 use crate::ports::{GuestState, PortError};
 use crate::zone::ZoneRecord;
@@ -48,6 +48,11 @@ impl Controller {
             operation.map(|o| o.id),
             format!("instance {}", record.name),
         );
+        if record.has_expired(ports.entropy.now()) && record.desired != InstanceDesired::Deleted {
+            tracing::info!(instance.name = %record.name, "its time is over");
+            self.change(record, "expire").await?;
+            return Ok(Settled::Retry(Duration::ZERO));
+        }
         let image_cached = ports.images.cached(&record.spec.image_digest).await;
         let guest = ports.backend.observe(id).await;
         let deleting = record.desired == InstanceDesired::Deleted;
@@ -150,6 +155,7 @@ impl Run<'_> {
                 self.save().await?;
                 Ok("guest runs".into())
             }
+            A::AwaitAgent => self.await_agent().await,
             A::AwaitReady => self.await_ready().await,
             A::OpenRoute => {
                 self.record.routed = true;
@@ -196,33 +202,70 @@ impl Run<'_> {
             .map(drop)
     }
 
+    /// The agent's first answer: from here on the guest can be worked in.
+    async fn await_agent(&mut self) -> Result<String, StepError> {
+        let began = Instant::now();
+        let target = self.record.channel_target(self.zone);
+        let Some(channel) = self.controller.channels_of(&self.record).into_iter().next() else {
+            return Ok("no channel leads to it".into());
+        };
+        let patience = self.controller.inner.pace.agent;
+        let ready = async {
+            channel.ready(&target, patience).await.map_err(|e| {
+                PortError::new(format!("wait for the channel {}", channel.name()), e).into()
+            })
+        };
+        self.unless_it_ends("the agent's answer", ready).await?;
+        Ok(format!(
+            "{} answered after {:.3} s",
+            channel.name(),
+            began.elapsed().as_secs_f64()
+        ))
+    }
+
     /// The app's own answer, or the first sign that it will not come.
     async fn await_ready(&mut self) -> Result<String, StepError> {
         let began = Instant::now();
-        let seconds = u64::from(self.record.spec.ready_timeout_s);
+        let Some(app) = self.record.as_app() else {
+            return Ok(String::new());
+        };
         let request = ProbeRequest {
             address: self.record.address,
-            port: self.record.spec.port,
-            readiness: self.record.spec.readiness.clone(),
-            deadline_ms: seconds * 1000,
+            port: app.port,
+            readiness: app.readiness.clone(),
+            deadline_ms: u64::from(app.ready_timeout_s) * 1000,
         };
-        let ports = self.controller.ports();
-        let probe = ports.gateway.probe(&self.zone.appliance, &request);
-        tokio::pin!(probe);
+        let gateway = &self.controller.ports().gateway;
+        let probe = async {
+            let answered = gateway.probe(&self.zone.appliance, &request).await;
+            answered.map_err(StepError::from)
+        };
+        self.unless_it_ends("the app's answer", probe).await?;
+        Ok(format!(
+            "answered after {:.2} s",
+            began.elapsed().as_secs_f64()
+        ))
+    }
+
+    /// Waits for something in the guest as long as the guest runs and nobody wants something else.
+    async fn unless_it_ends(
+        &self,
+        what: &str,
+        awaited: impl Future<Output = Result<(), StepError>>,
+    ) -> Result<(), StepError> {
+        tokio::pin!(awaited);
         loop {
             tokio::select! {
-                outcome = &mut probe => {
-                    outcome?;
-                    return Ok(format!("answered after {:.2} s", began.elapsed().as_secs_f64()));
-                }
+                outcome = &mut awaited => return outcome,
                 () = self.wake.notified() => {
                     if self.superseded().await? {
                         return Err(StepError::Superseded);
                     }
                 }
                 () = tokio::time::sleep(Duration::from_millis(500)) => {
-                    if ports.backend.observe(&self.record.id).await?.state != GuestState::Running {
-                        return Err(PortError::new("wait for the app's answer", "the guest stopped by itself").into());
+                    let backend = &self.controller.ports().backend;
+                    if backend.observe(&self.record.id).await?.state != GuestState::Running {
+                        return Err(PortError::new(format!("wait for {what}"), "the guest stopped by itself").into());
                     }
                 }
             }
@@ -289,14 +332,26 @@ impl Run<'_> {
     async fn conclude(&mut self) -> Result<Settled, Error> {
         if matches!(self.record.status, AppStatus::Failed | AppStatus::Lost) {
             self.recorder.finish(self.record.failure.as_ref()).await?;
-            return Ok(Settled::Yes);
+            return Ok(self.settled());
         }
         if self.record.failure.take().is_some() {
             let store = &self.controller.ports().store;
             store.save_progress(&self.record).await?;
         }
         self.recorder.finish(None).await?;
-        Ok(Settled::Yes)
+        Ok(self.settled())
+    }
+
+    /// As wanted; what ends by itself is looked at again when its time is over.
+    fn settled(&self) -> Settled {
+        match self.record.expires_at {
+            None => Settled::Yes,
+            Some(at) => {
+                let left = at.duration_since(self.controller.ports().entropy.now());
+                let left = Duration::try_from(left).unwrap_or_default();
+                Settled::Retry(left.min(super::worker::PERIOD))
+            }
+        }
     }
 
     /// Deleting goes on past errors and reports all of them. The record is kept as long as anything
@@ -358,13 +413,15 @@ impl Run<'_> {
     ) -> Result<Settled, Error> {
         let ports = self.controller.ports();
         let name = &self.record.name;
-        let next = match (step, hint) {
-            (_, Some(hint)) => hint,
-            ("ready", None) => format!(
+        let next = hint.unwrap_or_else(|| match (&self.record.spec.workload, step) {
+            (Workload::Sandbox { .. }, _) => {
+                format!("look at the cause, then: proximity sandbox kill {name}")
+            }
+            (Workload::App(app), "ready") => format!(
                 "look inside: proximity exec {name} -- journalctl -b --no-pager -n 50; then: proximity app deploy {} {name} --resume",
-                self.record.spec.recipe
+                app.recipe
             ),
-            (_, None) => match self.record.desired {
+            (Workload::App(app), _) => match self.record.desired {
                 InstanceDesired::Deleted => {
                     format!("when the cause is mended: proximity app delete {name}")
                 }
@@ -373,10 +430,10 @@ impl Run<'_> {
                 }
                 InstanceDesired::Running => format!(
                     "when the cause is mended: proximity app deploy {} {name} --resume",
-                    self.record.spec.recipe
+                    app.recipe
                 ),
             },
-        };
+        });
         let failure = Failure {
             step: step.into(),
             cause,
@@ -390,7 +447,7 @@ impl Run<'_> {
         ports.store.save_progress(&self.record).await?;
         self.recorder.finish(Some(&failure)).await?;
         if self.recorder.is_asked_for() {
-            Ok(Settled::Yes)
+            Ok(self.settled())
         } else {
             // Nobody waits: after a restart of the node the appliance may only just be coming back.
             Ok(Settled::Retry(Duration::from_secs(5)))
@@ -405,6 +462,7 @@ fn begin_text(action: InstanceAction) -> &'static str {
         A::Publish => "publishing address and name",
         A::Create => "cloning the image",
         A::Start => "starting the guest",
+        A::AwaitAgent => "waiting for the guest's agent",
         A::AwaitReady => "waiting for the app's own answer",
         A::OpenRoute => "opening the route",
         A::CloseRoute => "closing the route",

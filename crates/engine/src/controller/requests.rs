@@ -7,7 +7,7 @@ use api::{InstanceName, OperationId};
 use super::{Controller, Object};
 use crate::catalog::Recipe;
 use crate::error::Error;
-use crate::instance::{InstanceDesired, InstanceRecord, InstanceSpec};
+use crate::instance::{AppWorkload, InstanceDesired, InstanceRecord, InstanceSpec, Workload};
 use crate::store::{NewOperation, StoreError};
 use crate::zone::{ZoneDesired, ZoneRecord, ZoneSpec};
 
@@ -149,26 +149,22 @@ impl Controller {
             Some(n) => n,
             None => self.free_name(recipe).await?,
         };
-        if name.is_reserved() || self.is_appliance(&name).await? {
-            return Err(Error::BadRequest {
-                what: format!("the name {name} is reserved"),
-                hint: "it means something to resolvers, browsers or Proximity; choose another one"
-                    .into(),
-            });
-        }
+        self.refuse_reserved(&name).await?;
         let record = InstanceRecord {
             id: self.new_instance_id()?,
             name,
             zone: zone.spec.name.clone(),
             address: zone.spec.gateway(),
             spec: InstanceSpec {
-                recipe: recipe.id.clone(),
+                workload: Workload::App(AppWorkload {
+                    recipe: recipe.id.clone(),
+                    port: recipe.port,
+                    readiness: recipe.readiness.clone(),
+                    ready_timeout_s: recipe.ready_timeout_s,
+                }),
                 image: recipe.image.clone(),
                 image_digest: recipe.image.digest(),
                 limits: check_limits(recipe.limits, &request.limits)?,
-                port: recipe.port,
-                readiness: recipe.readiness.clone(),
-                ready_timeout_s: recipe.ready_timeout_s,
                 files,
             },
             desired: InstanceDesired::Running,
@@ -178,6 +174,7 @@ impl Controller {
             restart: false,
             failure: None,
             created_at: self.ports().entropy.now(),
+            expires_at: None,
         };
         let ours_to_name = request.instance_name.is_none().then_some(recipe);
         self.begin_deploy(record, &zone.spec, ours_to_name).await
@@ -185,20 +182,21 @@ impl Controller {
 
     /// Writes the instance with its operation. With a recipe to name it by, a name that somebody else
     /// took meanwhile is replaced by the next one.
-    async fn begin_deploy(
+    pub(super) async fn begin_deploy(
         &self,
         mut record: InstanceRecord,
         zone: &ZoneSpec,
         ours_to_name: Option<&Recipe>,
     ) -> Result<(OperationId, InstanceName), Error> {
         let store = &self.ports().store;
+        let range = match record.is_sandbox() {
+            true => zone.static_range(),
+            false => zone.dhcp_range(),
+        };
         loop {
             let operation =
                 self.new_operation("deploy", record.name.as_str(), record.id.as_str())?;
-            match store
-                .begin_deploy(&record, zone.dhcp_range(), &operation)
-                .await
-            {
+            match store.begin_deploy(&record, range, &operation).await {
                 Ok(_) => {
                     self.inner.feed.announce();
                     self.wake(Object::Instance(record.id));
@@ -223,13 +221,12 @@ impl Controller {
             hint: format!("proximity app deploy {} NAME --resume", recipe.id),
         })?;
         let mut record = self.instance_named(name.as_str()).await?;
-        if record.spec.recipe != recipe.id {
+        let made_of = record.as_app().map(|app| &app.recipe);
+        let made_of = made_of.ok_or_else(|| Error::UnknownInstance(name.to_string()))?;
+        if *made_of != recipe.id {
             return Err(Error::BadRequest {
-                what: format!("{name} was deployed from recipe {}", record.spec.recipe),
-                hint: format!(
-                    "proximity app deploy {} {name} --resume",
-                    record.spec.recipe
-                ),
+                what: format!("{name} was deployed from recipe {made_of}"),
+                hint: format!("proximity app deploy {made_of} {name} --resume"),
             });
         }
         if record.status != AppStatus::Failed {
@@ -258,6 +255,17 @@ impl Controller {
             Some(zone) if zone.desired == ZoneDesired::Up => Ok(zone),
             _ => Err(Error::ZoneDown(spec.name.clone())),
         }
+    }
+
+    pub(super) async fn refuse_reserved(&self, name: &InstanceName) -> Result<(), Error> {
+        if name.is_reserved() || self.is_appliance(name).await? {
+            return Err(Error::BadRequest {
+                what: format!("the name {name} is reserved"),
+                hint: "it means something to resolvers, browsers or Proximity; choose another one"
+                    .into(),
+            });
+        }
+        Ok(())
     }
 
     async fn is_appliance(&self, name: &InstanceName) -> Result<bool, Error> {
@@ -293,13 +301,13 @@ impl Controller {
 
     /// Deletes an instance, whatever it is doing.
     pub async fn delete(&self, name: &str) -> Result<OperationId, Error> {
-        let record = self.instance_named(name).await?;
+        let record = self.app_named(name).await?;
         self.change(record, "delete").await
     }
 
     /// Starts, stops or restarts an instance.
     pub async fn set_power(&self, name: &str, kind: Power) -> Result<OperationId, Error> {
-        let record = self.instance_named(name).await?;
+        let record = self.app_named(name).await?;
         if matches!(
             record.status,
             AppStatus::Deploying | AppStatus::Failed | AppStatus::Lost | AppStatus::Deleting
@@ -352,6 +360,17 @@ impl Controller {
         })
     }
 
+    async fn app_named(&self, name: &str) -> Result<InstanceRecord, Error> {
+        let record = self.instance_named(name).await?;
+        match record.as_app() {
+            Some(_) => Ok(record),
+            None => Err(Error::BadRequest {
+                what: format!("{} is a {}, not an app", record.name, record.kind()),
+                hint: format!("proximity sandbox kill {}", record.name),
+            }),
+        }
+    }
+
     pub(crate) async fn instance_named(&self, name: &str) -> Result<InstanceRecord, Error> {
         let unknown = || Error::UnknownInstance(name.chars().take(80).collect());
         let parsed: InstanceName = name.parse().map_err(|_| unknown())?;
@@ -381,7 +400,7 @@ impl Power {
     }
 }
 
-fn check_limits(recipe: Limits, asked: &LimitsRequest) -> Result<Limits, Error> {
+pub(super) fn check_limits(recipe: Limits, asked: &LimitsRequest) -> Result<Limits, Error> {
     let limits = Limits {
         cpu_millis: asked.cpu_millis.unwrap_or(recipe.cpu_millis),
         memory_mb: asked.memory_mb.unwrap_or(recipe.memory_mb),

@@ -64,7 +64,7 @@ impl Controller {
             .iter()
             .filter_map(|i| {
                 let zone = zones.iter().find(|z| z.spec.name == i.zone)?;
-                Some(i.app(&zone.spec))
+                i.app(&zone.spec)
             })
             .collect())
     }
@@ -74,7 +74,9 @@ impl Controller {
         let record = self.instance_named(name).await?;
         let zone = self.ports().store.zone(&record.zone).await?;
         let zone = zone.ok_or_else(|| Error::UnknownZone(record.zone.to_string()))?;
-        Ok(record.app(&zone.spec))
+        record
+            .app(&zone.spec)
+            .ok_or_else(|| Error::UnknownInstance(name.chars().take(80).collect()))
     }
 
     /// The catalog as the API shows it.
@@ -238,15 +240,16 @@ impl Controller {
         let instances = self.ports().store.instances().await?;
         let wanted = instances
             .iter()
-            .filter(|i| i.zone == zone.spec.name && i.routed);
+            .filter(|i| i.zone == zone.spec.name && i.routed)
+            .filter_map(|i| Some((i, i.route(&zone.spec)?)));
         Ok(wanted
-            .map(|i| {
-                let host = i.host(&zone.spec);
+            .map(|(i, route)| {
+                let host = route.host;
                 let open = report.routes.iter().find(|r| r.host == host);
                 RouteView {
                     instance: i.name.clone(),
                     instance_id: i.id.clone(),
-                    port: i.spec.port,
+                    port: route.port,
                     health: match open {
                         None => "missing",
                         Some(r) if r.healthy => "healthy",

@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 use super::{Controller, Object};
 
 /// How often an object is looked at when nothing wakes it.
-const PERIOD: Duration = Duration::from_secs(30);
+pub(super) const PERIOD: Duration = Duration::from_secs(30);
 
 /// How long a controller waits for what may take its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct Pace {
     /// How long an appliance may take from its start to the first answer of its relay, and its
     /// services after that to be well.
     pub appliance: Duration,
+    /// How long a guest may take from its start to the first answer of its agent.
+    pub agent: Duration,
 }
 
 impl Default for Pace {
@@ -28,6 +30,7 @@ impl Default for Pace {
         Self {
             longest_pause: Duration::from_secs(60),
             appliance: Duration::from_secs(30),
+            agent: Duration::from_secs(30),
         }
     }
 }

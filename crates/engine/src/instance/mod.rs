@@ -7,7 +7,10 @@ pub mod plan;
 use std::net::Ipv4Addr;
 
 use api::app::{App, AppStatus, Failure, Limits};
-use api::{HostName, ImageDigest, InstanceId, InstanceName, MacAddr, RecipeId, ZoneName};
+use api::sandbox::Sandbox;
+use api::{
+    HostName, ImageDigest, ImageName, InstanceId, InstanceName, MacAddr, RecipeId, ZoneName,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use wire::gateway::{Readiness, ReservedHost, Route};
@@ -32,22 +35,42 @@ pub enum InstanceDesired {
 /// What an instance was asked to be: kept as it was at deploy, whatever becomes of its recipe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceSpec {
-    /// The recipe it was made of.
-    pub recipe: RecipeId,
+    /// What it is for.
+    pub workload: Workload,
     /// What it is cloned from.
     pub image: ImageSpec,
     /// The digest of `image`.
     pub image_digest: ImageDigest,
     /// What it may use.
     pub limits: Limits,
+    /// Files written before its first start.
+    pub files: Vec<GuestFile>,
+}
+
+/// What an instance is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Workload {
+    /// An app of the catalog.
+    App(AppWorkload),
+    /// A sandbox.
+    Sandbox {
+        /// The name of the image it was made of.
+        image: ImageName,
+    },
+}
+
+/// What is particular to an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppWorkload {
+    /// The recipe it was made of.
+    pub recipe: RecipeId,
     /// The port it answers on.
     pub port: u16,
     /// What counts as its own answer.
     pub readiness: Readiness,
     /// How long the first answer may take, in seconds.
     pub ready_timeout_s: u32,
-    /// Files written before its first start.
-    pub files: Vec<GuestFile>,
 }
 
 /// An instance as the store keeps it.
@@ -77,6 +100,8 @@ pub struct InstanceRecord {
     pub failure: Option<Failure>,
     /// When it was asked for.
     pub created_at: Timestamp,
+    /// When it ends by itself; sandboxes only.
+    pub expires_at: Option<Timestamp>,
 }
 
 impl InstanceRecord {
@@ -92,18 +117,20 @@ impl InstanceRecord {
 
     /// It as a guest.
     pub fn guest(&self, zone: &ZoneSpec) -> GuestSpec {
+        // A lease alone would cost a sandbox more time than its start.
+        let fixed = self.is_sandbox();
         GuestSpec {
             id: self.id.clone(),
             name: self.name.clone(),
             zone: self.zone.clone(),
-            kind: "app".into(),
+            kind: self.kind().into(),
             image: self.spec.image_digest.clone(),
             limits: self.spec.limits,
             nics: vec![Nic {
                 bridge: zone.bridge.clone(),
                 mac: self.mac(zone),
-                address: None,
-                gateway: None,
+                address: fixed.then(|| zone.with_prefix(self.address)).flatten(),
+                gateway: fixed.then(|| zone.gateway()),
             }],
             files: crate::zone::network_files(zone, &self.name)
                 .into_iter()
@@ -122,12 +149,38 @@ impl InstanceRecord {
         }
     }
 
-    /// Its route, as the gateway opens it.
-    pub fn route(&self, zone: &ZoneSpec) -> Route {
-        Route {
+    /// Its route, as the gateway opens it; a sandbox has none.
+    pub fn route(&self, zone: &ZoneSpec) -> Option<Route> {
+        Some(Route {
             host: self.host(zone),
             instance: self.id.clone(),
-            port: self.spec.port,
+            port: self.as_app()?.port,
+        })
+    }
+
+    /// What is particular to it as an app, if it is one.
+    pub fn as_app(&self) -> Option<&AppWorkload> {
+        match &self.spec.workload {
+            Workload::App(app) => Some(app),
+            Workload::Sandbox { .. } => None,
+        }
+    }
+
+    /// Whether its time is over.
+    pub fn has_expired(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether it is a sandbox.
+    pub fn is_sandbox(&self) -> bool {
+        matches!(self.spec.workload, Workload::Sandbox { .. })
+    }
+
+    /// The word list's name for what it is.
+    pub fn kind(&self) -> &'static str {
+        match &self.spec.workload {
+            Workload::App(_) => "app",
+            Workload::Sandbox { .. } => "sandbox",
         }
     }
 
@@ -141,23 +194,43 @@ impl InstanceRecord {
         }
     }
 
-    /// It as the API shows it.
-    pub fn app(&self, zone: &ZoneSpec) -> App {
-        App {
+    /// It as the API shows a sandbox, if it is one.
+    pub fn sandbox(&self) -> Option<Sandbox> {
+        let Workload::Sandbox { image } = &self.spec.workload else {
+            return None;
+        };
+        Some(Sandbox {
             name: self.name.clone(),
             id: self.id.clone(),
-            app_id: self.spec.recipe.clone(),
+            image: image.clone(),
+            zone: self.zone.clone(),
+            ip: self.address,
+            status: self.status,
+            failure: self.failure.clone(),
+            limits: self.spec.limits,
+            created_at: self.created_at.to_string(),
+            expires_at: self.expires_at.map(|t| t.to_string()).unwrap_or_default(),
+        })
+    }
+
+    /// It as the API shows an app, if it is one.
+    pub fn app(&self, zone: &ZoneSpec) -> Option<App> {
+        let workload = self.as_app()?;
+        Some(App {
+            name: self.name.clone(),
+            id: self.id.clone(),
+            app_id: workload.recipe.clone(),
             zone: self.zone.clone(),
             vmid: None,
             ip: self.address,
             mac: self.mac(zone),
-            port: self.spec.port,
+            port: workload.port,
             url: format!("http://{}/", self.host(zone)),
             status: self.status,
             failure: self.failure.clone(),
             image: self.spec.image_digest.clone(),
             limits: self.spec.limits,
             created_at: self.created_at.to_string(),
-        }
+        })
     }
 }

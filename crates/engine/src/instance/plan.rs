@@ -2,11 +2,13 @@
 //!
 //! ```text
 //!            ┌────────── deploy / start ──────────┐
-//!  image ▸ publish ▸ create ▸ start ▸ ready ▸ route        running
-//!                                                  │
-//!  forget ◂ withdraw ◂ destroy ◂ stop ◂ unroute ◂──┘        delete
+//!  image ▸ publish ▸ create ▸ start ▸ agent ▸ ready ▸ route    running
+//!                                                      │
+//!  forget ◂ withdraw ◂ destroy ◂ stop ◂ unroute ◂──────┘    delete
 //!                                   └▸ stopped              stop
 //! ```
+//!
+//! A sandbox takes the same road without `publish`, `ready` and `route`: nothing outside leads to it.
 
 use api::app::AppStatus;
 
@@ -33,6 +35,8 @@ pub enum InstanceAction {
     Create,
     /// The guest runs.
     Start,
+    /// The guest's agent has answered.
+    AwaitAgent,
     /// The app has answered.
     AwaitReady,
     /// Its host name leads to it.
@@ -63,6 +67,7 @@ impl InstanceAction {
             Self::Publish => Some("publish"),
             Self::Create => Some("create"),
             Self::Start => Some("start"),
+            Self::AwaitAgent => Some("agent"),
             Self::AwaitReady => Some("ready"),
             Self::OpenRoute => Some("route"),
             Self::CloseRoute => Some("unroute"),
@@ -110,14 +115,26 @@ fn plan_running(record: &InstanceRecord, observed: InstanceObserved) -> Vec<Inst
     if record.restart || observed.guest != GuestState::Running {
         actions.push(Start);
     }
-    actions.extend([AwaitReady, OpenRoute, SettleRunning]);
+    actions.extend([AwaitAgent, AwaitReady, OpenRoute, SettleRunning]);
+    without_gateway(record, actions)
+}
+
+/// What concerns the gateway is left out for a sandbox, which has neither lease nor name nor route.
+fn without_gateway(
+    record: &InstanceRecord,
+    mut actions: Vec<InstanceAction>,
+) -> Vec<InstanceAction> {
+    use InstanceAction::*;
+    if record.is_sandbox() {
+        actions.retain(|a| !matches!(a, Publish | AwaitReady | OpenRoute | CloseRoute | Withdraw));
+    }
     actions
 }
 
 /// Nothing was begun and left: no restart, no repair (it closes the route or leaves a failure behind
 /// until the app has answered again).
 fn is_settled(record: &InstanceRecord) -> bool {
-    record.routed && !record.restart && record.failure.is_none()
+    (record.routed || record.is_sandbox()) && !record.restart && record.failure.is_none()
 }
 
 fn is_gone(guest: GuestState) -> bool {
@@ -141,10 +158,10 @@ fn plan_stopped(record: &InstanceRecord, observed: InstanceObserved) -> Vec<Inst
     } else {
         SettleStopped
     });
-    actions
+    without_gateway(record, actions)
 }
 
-fn plan_deleted(_record: &InstanceRecord, observed: InstanceObserved) -> Vec<InstanceAction> {
+fn plan_deleted(record: &InstanceRecord, observed: InstanceObserved) -> Vec<InstanceAction> {
     use InstanceAction::*;
     // The route goes before the address, and the guest before both are given out again.
     let mut actions = vec![CloseRoute];
@@ -155,7 +172,7 @@ fn plan_deleted(_record: &InstanceRecord, observed: InstanceObserved) -> Vec<Ins
         actions.push(Destroy);
     }
     actions.extend([Withdraw, Forget]);
-    actions
+    without_gateway(record, actions)
 }
 
 #[cfg(test)]
@@ -229,7 +246,7 @@ mod tests {
             };
             assert_eq!(plan(&record, observed), expect);
         };
-        let rest = [Publish, AwaitReady, OpenRoute, SettleRunning];
+        let rest = [Publish, AwaitAgent, AwaitReady, OpenRoute, SettleRunning];
         check(|_| {}, &[]);
         check(|r| r.routed = false, &rest);
         check(
@@ -243,6 +260,27 @@ mod tests {
             },
             &rest,
         );
+    }
+
+    #[test]
+    fn a_sandbox_has_nothing_in_the_gateway() {
+        use InstanceAction::*;
+        let check = |desired, status, guest, expect: &[InstanceAction]| {
+            let mut record = fake::sandbox_record("box");
+            record.desired = desired;
+            record.status = status;
+            let observed = InstanceObserved {
+                image_cached: true,
+                guest,
+            };
+            assert_eq!(plan(&record, observed), expect);
+        };
+        use InstanceDesired as D;
+        let new = [Create, Start, AwaitAgent, SettleRunning];
+        check(D::Running, AppStatus::Deploying, GuestState::Absent, &new);
+        check(D::Running, AppStatus::Running, GuestState::Running, &[]);
+        let gone = [Stop, Destroy, Forget];
+        check(D::Deleted, AppStatus::Deleting, GuestState::Running, &gone);
     }
 
     #[test]

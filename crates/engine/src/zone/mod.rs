@@ -93,6 +93,19 @@ impl ZoneSpec {
         )
     }
 
+    /// The addresses that sandboxes get: `.2` to `.99`.
+    pub fn static_range(&self) -> (Ipv4Addr, Ipv4Addr) {
+        (
+            host_address(&self.subnet, 2),
+            host_address(&self.subnet, 99),
+        )
+    }
+
+    /// An address of the zone with the prefix of its subnet.
+    pub fn with_prefix(&self, address: Ipv4Addr) -> Option<Ipv4Net> {
+        Ipv4Net::new(address, self.subnet.prefix_len()).ok()
+    }
+
     /// The first two bytes of the subnet. Together with the last two of an address they make the
     /// MAC, so no two addresses of a node share one: zones of a node do not overlap.
     pub fn mac_tag(&self) -> u16 {
@@ -136,7 +149,7 @@ impl ZoneSpec {
         let lan = Nic {
             bridge: self.bridge.clone(),
             mac: self.mac_of(self.gateway()),
-            address: Ipv4Net::new(self.gateway(), self.subnet.prefix_len()).ok(),
+            address: self.with_prefix(self.gateway()),
             gateway: None,
         };
         let [_, _, c, d] = self.gateway().octets();

@@ -39,6 +39,7 @@ impl Served {
         let pace = Pace {
             longest_pause: Duration::from_millis(50),
             appliance: Duration::from_millis(50),
+            ..engine::controller::Pace::default()
         };
         let config = Config::built_in().unwrap();
         let catalog = Catalog::new(&[]).unwrap();

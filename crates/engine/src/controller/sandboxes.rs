@@ -1,0 +1,135 @@
+//! Sandboxes: made in one call, ended by their time or by a person.
+
+use std::time::Duration;
+
+use api::app::AppStatus;
+use api::sandbox::{DEFAULT_TTL_S, MAX_TTL_S, Sandbox, SandboxRequest};
+use api::{InstanceName, OperationId};
+use jiff::Timestamp;
+
+use super::Controller;
+use super::requests::check_limits;
+use crate::error::Error;
+use crate::instance::{InstanceDesired, InstanceRecord, InstanceSpec, Workload};
+
+/// What a sandbox is made of when nothing is said.
+const DEFAULT_IMAGE: &str = "debian";
+/// The shortest life: less would end before its first command.
+const MIN_TTL_S: u64 = 10;
+
+impl Controller {
+    /// Makes a sandbox. Its name and address are reserved when this returns.
+    pub async fn create_sandbox(
+        &self,
+        request: &SandboxRequest,
+    ) -> Result<(OperationId, InstanceName), Error> {
+        let zone = self.zone_for_deploy(request.zone.as_deref()).await?;
+        let wanted = request.image.as_deref().unwrap_or(DEFAULT_IMAGE);
+        let image = self.catalog().sandbox(wanted).ok_or_else(|| {
+            let known: Vec<&str> = self.catalog().sandboxes().map(|s| s.id.as_str()).collect();
+            Error::BadRequest {
+                what: format!("there is no sandbox image {wanted:?}"),
+                hint: format!("images for sandboxes: {}", known.join(", ")),
+            }
+        })?;
+        let id = self.new_instance_id()?;
+        let name = match &request.name {
+            Some(name) => name.parse()?,
+            None => format!("sandbox-{:.8}", id.as_str().trim_start_matches("i-")).parse()?,
+        };
+        self.refuse_reserved(&name).await?;
+        let now = self.ports().entropy.now();
+        let record = InstanceRecord {
+            id,
+            name,
+            zone: zone.spec.name.clone(),
+            address: zone.spec.gateway(),
+            spec: InstanceSpec {
+                workload: Workload::Sandbox {
+                    image: image.id.clone(),
+                },
+                image_digest: image.image.digest(),
+                image: image.image.clone(),
+                limits: check_limits(image.limits, &request.limits)?,
+                files: vec![],
+            },
+            desired: InstanceDesired::Running,
+            status: AppStatus::Deploying,
+            published: false,
+            routed: false,
+            restart: false,
+            failure: None,
+            created_at: now,
+            expires_at: Some(ends_at(now, request.ttl_s.unwrap_or(DEFAULT_TTL_S))?),
+        };
+        self.begin_deploy(record, &zone.spec, None).await
+    }
+
+    /// All sandboxes, by name.
+    pub async fn sandboxes(&self) -> Result<Vec<Sandbox>, Error> {
+        let instances = self.ports().store.instances().await?;
+        Ok(instances
+            .iter()
+            .filter_map(InstanceRecord::sandbox)
+            .collect())
+    }
+
+    /// One sandbox, by its name or its id.
+    pub async fn sandbox(&self, name: &str) -> Result<Sandbox, Error> {
+        let record = self.sandbox_record(name).await?;
+        record.sandbox().ok_or_else(|| unknown(name))
+    }
+
+    /// Lets a sandbox live so long from now on.
+    pub async fn extend_sandbox(&self, name: &str, ttl_s: u64) -> Result<Sandbox, Error> {
+        let mut record = self.sandbox_record(name).await?;
+        if record.desired == InstanceDesired::Deleted {
+            return Err(Error::WrongState {
+                name: record.name,
+                state: record.status.as_str(),
+                hint: "it is on its way out; make another one: proximity sandbox create".into(),
+            });
+        }
+        let expires_at = ends_at(self.ports().entropy.now(), ttl_s)?;
+        let store = &self.ports().store;
+        if !store.set_expiry(&record.id, expires_at).await? {
+            return Err(unknown(name));
+        }
+        record.expires_at = Some(expires_at);
+        // Its worker may sleep until the old time.
+        self.wake(super::Object::Instance(record.id.clone()));
+        record.sandbox().ok_or_else(|| unknown(name))
+    }
+
+    /// Ends a sandbox, whatever it is doing.
+    pub async fn kill_sandbox(&self, name: &str) -> Result<OperationId, Error> {
+        let record = self.sandbox_record(name).await?;
+        self.change(record, "delete").await
+    }
+
+    async fn sandbox_record(&self, name: &str) -> Result<InstanceRecord, Error> {
+        let record = match name.parse() {
+            Ok(id) => self.ports().store.instance(&id).await?,
+            Err(_) => self.instance_named(name).await.map(Some)?,
+        };
+        record
+            .filter(InstanceRecord::is_sandbox)
+            .ok_or_else(|| unknown(name))
+    }
+}
+
+fn unknown(name: &str) -> Error {
+    Error::UnknownInstance(name.chars().take(80).collect())
+}
+
+fn ends_at(now: Timestamp, ttl_s: u64) -> Result<Timestamp, Error> {
+    let out_of_range = || Error::BadRequest {
+        what: format!("a life of {ttl_s} s is out of range"),
+        hint: format!("{MIN_TTL_S} s to {} days", MAX_TTL_S / 86_400),
+    };
+    if !(MIN_TTL_S..=MAX_TTL_S).contains(&ttl_s) {
+        return Err(out_of_range());
+    }
+    now.checked_add(Duration::from_secs(ttl_s))
+        .map_err(|_| out_of_range())
+}
