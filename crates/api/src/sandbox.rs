@@ -69,4 +69,6 @@ pub struct Sandbox {
     pub created_at: String,
     /// When it ends by itself (RFC 3339, UTC).
     pub expires_at: String,
+    /// How many seconds are left until then.
+    pub expires_in_s: u64,
 }

@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::screen::Screen;
-use crate::{app, appliance, audit, config_check, exec, image, operation, serve};
+use crate::{app, appliance, audit, config_check, exec, image, operation, sandbox, serve};
 
 /// Turns machines you own into a private cloud of isolated apps.
 #[derive(Debug, Parser)]
@@ -95,6 +95,9 @@ pub enum Command {
     /// Deploy and manage apps
     #[command(subcommand)]
     App(app::AppCommand),
+    /// Sandboxes: guests for a while, for code that nobody vouches for
+    #[command(subcommand)]
+    Sandbox(sandbox::SandboxCommand),
     /// Run a command in an instance
     Exec(exec::ExecArgs),
     /// Print an app's URL, and open it in the browser where there is one

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::PathBuf;
 
-use api::app::{App, DeployRequest, LimitsRequest};
+use api::app::{App, DeployRequest};
 use api::{InstanceName, RecipeId, ZoneName};
 use clap::Args;
 use client::Client;
@@ -12,7 +12,7 @@ use client::Client;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::follow;
-use crate::quantity;
+use crate::limits::LimitArgs;
 use crate::screen::Screen;
 use crate::table::Facts;
 
@@ -39,18 +39,8 @@ pub struct DeployArgs {
     /// command line
     #[arg(long, value_name = "KEY=FILE", value_parser = pair)]
     pub set_file: Vec<(String, String)>,
-    /// Cores (0.5) or thousandths of one (500m)
-    #[arg(long, value_name = "CORES", value_parser = quantity::cpu_millis)]
-    pub cpu: Option<u32>,
-    /// Memory, like 256M or 1G
-    #[arg(long, value_name = "SIZE", value_parser = quantity::memory_mb)]
-    pub memory: Option<u32>,
-    /// Most processes and threads
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub pids: Option<u32>,
-    /// Size of the disk, like 8G
-    #[arg(long, value_name = "SIZE", value_parser = quantity::disk_gb)]
-    pub disk: Option<u32>,
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// The zone [default: the only or the default one]
     #[arg(long, value_name = "ZONE")]
     pub zone: Option<ZoneName>,
@@ -111,12 +101,7 @@ fn request(args: DeployArgs) -> Result<DeployRequest, Failure> {
         instance_name: args.name.map(Into::into),
         zone: args.zone.map(Into::into),
         config,
-        limits: LimitsRequest {
-            cpu_millis: args.cpu,
-            memory_mb: args.memory,
-            pids: args.pids,
-            disk_gb: args.disk,
-        },
+        limits: args.limits.request(),
         resume: args.resume,
     })
 }
@@ -145,7 +130,7 @@ fn value_of(path: &str) -> Result<String, Failure> {
 }
 
 /// A key that makes the request safe to see twice.
-fn fresh_key() -> Result<String, Failure> {
+pub fn fresh_key() -> Result<String, Failure> {
     let mut bytes = [0u8; 16];
     getrandom::fill(&mut bytes)
         .map_err(|e| Failure::local(format!("the system gives no random numbers: {e}")))?;

@@ -66,7 +66,14 @@ pub fn run(
         name: r.id.to_string(),
         spec: r.image.clone(),
     });
-    let needed: Vec<Needed> = std::iter::once(appliance).chain(recipes).collect();
+    let sandboxes = catalog.sandboxes().map(|s| Needed {
+        name: format!("sandbox/{}", s.id),
+        spec: s.image.clone(),
+    });
+    let needed: Vec<Needed> = std::iter::once(appliance)
+        .chain(recipes)
+        .chain(sandboxes)
+        .collect();
     match command {
         ImageCommand::List => list(&store, &needed, screen),
         ImageCommand::Build(args) => {

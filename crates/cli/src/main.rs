@@ -23,11 +23,13 @@ mod follow;
 mod gateway;
 mod guest_text;
 mod image;
+mod limits;
 mod open;
 mod operation;
 mod password;
 mod progress;
 mod quantity;
+mod sandbox;
 mod screen;
 mod serve;
 mod status;
@@ -113,6 +115,7 @@ async fn ask(
         Command::Status => status::status(&client?, screen).await,
         Command::Infrastructure(args) => status::infrastructure(&client?, &args, screen).await,
         Command::App(command) => app::run(&client?, command, screen).await,
+        Command::Sandbox(command) => sandbox::run(&client?, command, screen).await,
         Command::Exec(args) => exec::run(&client?, args, screen).await,
         Command::Open(args) => open::run(&client?, &args, screen).await,
         Command::Lease(_) => gateway::leases(&client?, screen).await,

@@ -13,6 +13,7 @@ mod endpoint;
 mod error;
 mod events;
 mod exec;
+mod sandboxes;
 mod sse;
 
 pub use calls::Change;

@@ -68,16 +68,15 @@ impl Controller {
     /// All sandboxes, by name.
     pub async fn sandboxes(&self) -> Result<Vec<Sandbox>, Error> {
         let instances = self.ports().store.instances().await?;
-        Ok(instances
-            .iter()
-            .filter_map(InstanceRecord::sandbox)
-            .collect())
+        let now = self.ports().entropy.now();
+        Ok(instances.iter().filter_map(|i| i.sandbox(now)).collect())
     }
 
     /// One sandbox, by its name or its id.
     pub async fn sandbox(&self, name: &str) -> Result<Sandbox, Error> {
         let record = self.sandbox_record(name).await?;
-        record.sandbox().ok_or_else(|| unknown(name))
+        let now = self.ports().entropy.now();
+        record.sandbox(now).ok_or_else(|| unknown(name))
     }
 
     /// Lets a sandbox live so long from now on.
@@ -90,7 +89,8 @@ impl Controller {
                 hint: "it is on its way out; make another one: proximity sandbox create".into(),
             });
         }
-        let expires_at = ends_at(self.ports().entropy.now(), ttl_s)?;
+        let now = self.ports().entropy.now();
+        let expires_at = ends_at(now, ttl_s)?;
         let store = &self.ports().store;
         if !store.set_expiry(&record.id, expires_at).await? {
             return Err(unknown(name));
@@ -98,7 +98,7 @@ impl Controller {
         record.expires_at = Some(expires_at);
         // Its worker may sleep until the old time.
         self.wake(super::Object::Instance(record.id.clone()));
-        record.sandbox().ok_or_else(|| unknown(name))
+        record.sandbox(now).ok_or_else(|| unknown(name))
     }
 
     /// Ends a sandbox, whatever it is doing.

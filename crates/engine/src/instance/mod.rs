@@ -194,8 +194,8 @@ impl InstanceRecord {
         }
     }
 
-    /// It as the API shows a sandbox, if it is one.
-    pub fn sandbox(&self) -> Option<Sandbox> {
+    /// It as the API shows a sandbox at this moment, if it is one.
+    pub fn sandbox(&self, now: Timestamp) -> Option<Sandbox> {
         let Workload::Sandbox { image } = &self.spec.workload else {
             return None;
         };
@@ -210,6 +210,10 @@ impl InstanceRecord {
             limits: self.spec.limits,
             created_at: self.created_at.to_string(),
             expires_at: self.expires_at.map(|t| t.to_string()).unwrap_or_default(),
+            expires_in_s: self
+                .expires_at
+                .and_then(|t| u64::try_from(t.duration_since(now).as_secs()).ok())
+                .unwrap_or_default(),
         })
     }
 

@@ -1,0 +1,186 @@
+//! `sandbox …`: guests for code that nobody vouches for, with a life of a stated length.
+
+use std::time::Duration;
+
+use api::sandbox::{Sandbox, SandboxRequest};
+use api::{InstanceName, ZoneName};
+use clap::{Args, Subcommand};
+use client::Client;
+
+use crate::deploy::fresh_key;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::limits::LimitArgs;
+use crate::progress::elapsed;
+use crate::quantity;
+use crate::screen::Screen;
+use crate::table::{Facts, Table};
+
+/// How long the start of a sandbox may take; its image may have to be built first.
+const START: Duration = Duration::from_secs(600);
+
+/// `sandbox …`
+#[derive(Debug, Subcommand)]
+pub enum SandboxCommand {
+    /// Make a sandbox and wait until commands can be run in it
+    #[command(
+        after_help = "Examples:\n  proximity sandbox create\n  proximity sandbox create --name lab --ttl 4h --memory 1G\n\nIt ends by itself when its time is over: `proximity sandbox extend NAME --ttl 1h` gives it more."
+    )]
+    Create(CreateArgs),
+    /// List the sandboxes and how long they live
+    List,
+    /// Let a sandbox live so long from now on
+    #[command(after_help = "Examples:\n  proximity sandbox extend lab --ttl 2h")]
+    Extend(ExtendArgs),
+    /// End sandboxes and remove everything of them
+    #[command(
+        after_help = "Examples:\n  proximity sandbox kill lab\n  proximity sandbox kill lab test"
+    )]
+    Kill(KillArgs),
+}
+
+/// What a sandbox should be.
+#[derive(Debug, Args)]
+pub struct SandboxArgs {
+    /// What it is made of, see `proximity image list` [default: debian]
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// How long it lives: 30m, 4h; at most 720h [default: 1h]
+    #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
+    pub ttl: Option<Duration>,
+    /// The zone [default: the only or the default one]
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Option<ZoneName>,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+impl SandboxArgs {
+    fn request(&self, name: Option<InstanceName>) -> SandboxRequest {
+        SandboxRequest {
+            name: name.map(Into::into),
+            image: self.image.clone(),
+            ttl_s: self.ttl.map(|t| t.as_secs()),
+            zone: self.zone.clone().map(Into::into),
+            limits: self.limits.request(),
+        }
+    }
+}
+
+/// `sandbox create`
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Its name [default: made of its id]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<InstanceName>,
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
+}
+
+/// `sandbox extend`
+#[derive(Debug, Args)]
+pub struct ExtendArgs {
+    /// The sandbox, by name or id
+    pub name: String,
+    /// From now on: 30m, 4h; at most 720h
+    #[arg(long, value_name = "TIME", value_parser = quantity::duration, default_value = "1h")]
+    pub ttl: Duration,
+}
+
+/// `sandbox kill`
+#[derive(Debug, Args)]
+pub struct KillArgs {
+    /// The sandboxes, by name or id
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+}
+
+/// Runs `sandbox …`.
+pub async fn run(
+    client: &Client,
+    command: SandboxCommand,
+    screen: &Screen,
+) -> Result<Exit, Failure> {
+    match command {
+        SandboxCommand::Create(args) => {
+            let sandbox = create(client, &args.sandbox, args.name).await?;
+            screen.result(&sandbox, created)
+        }
+        SandboxCommand::List => {
+            let sandboxes = client.sandboxes().await?;
+            let none = "no sandboxes; make one: `proximity sandbox create`";
+            screen.list(&sandboxes, none, table)
+        }
+        SandboxCommand::Extend(args) => {
+            let sandbox = client.extend_sandbox(&args.name, args.ttl).await?;
+            screen.result(&sandbox, |s| {
+                format!("{} lives for {} more", s.name, left(s))
+            })
+        }
+        SandboxCommand::Kill(args) => kill(client, &args.names, screen).await,
+    }
+}
+
+/// Makes a sandbox; what comes back can run commands.
+pub async fn create(
+    client: &Client,
+    args: &SandboxArgs,
+    name: Option<InstanceName>,
+) -> Result<Sandbox, Failure> {
+    let request = args.request(name);
+    Ok(client
+        .create_sandbox(&request, &fresh_key()?, START)
+        .await?)
+}
+
+/// Ends sandbox after sandbox. One that can't be ended keeps none of the others; the first failure is
+/// the command's.
+async fn kill(client: &Client, names: &[String], screen: &Screen) -> Result<Exit, Failure> {
+    let mut accepted = Vec::new();
+    let mut first_failure = None;
+    for name in names {
+        match client.kill_sandbox(name).await {
+            Ok(operation) => accepted.push(operation),
+            Err(e) => {
+                let failure = Failure::from(e);
+                first_failure.get_or_insert(failure);
+            }
+        }
+    }
+    if let Some(failure) = first_failure {
+        return Err(failure);
+    }
+    screen.result(&accepted, |_| {
+        format!("{} on the way out", names.join(", "))
+    })
+}
+
+fn left(sandbox: &Sandbox) -> String {
+    elapsed(Duration::from_secs(sandbox.expires_in_s))
+}
+
+fn created(sandbox: &Sandbox) -> String {
+    let facts = Facts::new()
+        .fact("address", sandbox.ip)
+        .fact(
+            "lives",
+            format!("{} (until {})", left(sandbox), sandbox.expires_at),
+        )
+        .fact("try", format!("proximity exec {} -- id", sandbox.name))
+        .text(2);
+    format!("{} is {}\n{facts}", sandbox.name, sandbox.status.as_str())
+}
+
+fn table(sandboxes: &[Sandbox]) -> String {
+    let mut table = Table::new(&["NAME", "IMAGE", "ADDRESS", "STATUS", "LEFT"]);
+    for sandbox in sandboxes {
+        table.row([
+            sandbox.name.to_string(),
+            sandbox.image.to_string(),
+            sandbox.ip.to_string(),
+            sandbox.status.as_str().to_owned(),
+            left(sandbox),
+        ]);
+    }
+    table.text()
+}
