@@ -130,6 +130,51 @@ pub struct Session {
     pub output: mpsc::Receiver<SessionOutput>,
 }
 
+impl Session {
+    /// Gives the command no further input and keeps what it writes, up to [`OUTPUT_CAP`] a stream.
+    pub async fn collect(mut self) -> Result<CommandOutcome, ChannelError> {
+        // One that has ended by now takes no more.
+        let _ = self.input.send(SessionInput::StdinEof).await;
+        let mut stdout = Kept::default();
+        let mut stderr = Kept::default();
+        while let Some(said) = self.output.recv().await {
+            match said {
+                SessionOutput::Stdout(bytes) => stdout.keep(&bytes),
+                SessionOutput::Stderr(bytes) => stderr.keep(&bytes),
+                SessionOutput::Failed(e) => return Err(e),
+                SessionOutput::Ended { end, duration } => {
+                    return Ok(CommandOutcome {
+                        truncated: stdout.truncated || stderr.truncated,
+                        stdout: stdout.bytes,
+                        stderr: stderr.bytes,
+                        end,
+                        duration,
+                    });
+                }
+            }
+        }
+        Err(ChannelError::OutcomeUnknown(
+            "the channel ended without a final status".into(),
+        ))
+    }
+}
+
+/// A stream's kept bytes; more were dropped when `truncated`.
+#[derive(Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    truncated: bool,
+}
+
+impl Kept {
+    fn keep(&mut self, bytes: &[u8]) {
+        let room = OUTPUT_CAP.saturating_sub(self.bytes.len());
+        self.bytes
+            .extend_from_slice(bytes.get(..bytes.len().min(room)).unwrap_or_default());
+        self.truncated |= bytes.len() > room;
+    }
+}
+
 /// What a file transfer is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileRequest {
@@ -204,7 +249,9 @@ pub trait Channel: Send + Sync {
         &self,
         guest: &ChannelTarget,
         command: GuestCommand,
-    ) -> Result<CommandOutcome, ChannelError>;
+    ) -> Result<CommandOutcome, ChannelError> {
+        self.open(guest, command, None).await?.collect().await
+    }
 
     /// Starts a command with its streams open; with a terminal of this size, or with pipes. The
     /// command's `stdin` is sent first.

@@ -419,3 +419,35 @@ impl Channel for FakeNode {
             .map_err(|e| ChannelError::NothingRan(e.cause))
     }
 }
+
+/// The same double under the name of the channel that leads into appliances.
+#[derive(Clone)]
+struct FakeAttach(FakeNode);
+
+#[async_trait]
+impl Channel for FakeAttach {
+    fn name(&self) -> &'static str {
+        "lxc-attach"
+    }
+
+    async fn run(
+        &self,
+        guest: &ChannelTarget,
+        command: GuestCommand,
+    ) -> Result<CommandOutcome, ChannelError> {
+        self.0.run(guest, command).await
+    }
+
+    async fn open(
+        &self,
+        guest: &ChannelTarget,
+        command: GuestCommand,
+        tty: Option<WindowSize>,
+    ) -> Result<Session, ChannelError> {
+        self.0.open(guest, command, tty).await
+    }
+
+    async fn ready(&self, guest: &ChannelTarget, patience: Duration) -> Result<(), ChannelError> {
+        self.0.ready(guest, patience).await
+    }
+}

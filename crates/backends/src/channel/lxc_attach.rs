@@ -13,20 +13,29 @@ use std::time::{Duration, Instant};
 use api::InstanceId;
 use api::session::WindowSize;
 use async_trait::async_trait;
+use bytes::Bytes;
 use engine::ports::{
-    Channel, ChannelError, ChannelTarget, CommandEnd, CommandOutcome, GuestCommand, OUTPUT_CAP,
-    Session,
+    Channel, ChannelError, ChannelTarget, CommandEnd, GuestCommand, Session, SessionInput,
+    SessionOutput,
 };
 use rustix::process::{Gid, Uid};
 use std::os::unix::process::ExitStatusExt;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use wire::attach::{Answer, AttachRequest, COOKIE};
 
 use crate::lxc::{AGENT_DIR_IN_GUEST, ID_BASE};
 
 /// How long output may still come after the command itself ended, from children that kept the pipe.
 const DRAIN: Duration = Duration::from_millis(200);
+/// Pieces on their way in each direction; a full queue makes the other side wait.
+const QUEUE: usize = 8;
+/// The most that is read at once.
+const PIECE_BYTES: usize = 64 << 10;
+/// A pipe holds at most so much, unless somebody in the guest enlarged it (pipe(7)).
+const PIPE_BYTES: usize = 64 << 10;
 /// How long the agent may take to answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -65,23 +74,6 @@ impl LxcAttach {
     }
 }
 
-/// A stream's kept bytes; more were read and dropped when `truncated`.
-#[derive(Default)]
-struct Kept {
-    bytes: Vec<u8>,
-    truncated: bool,
-}
-
-async fn drain(mut from: impl AsyncRead + Unpin, kept: &mut Kept) {
-    let mut buffer = vec![0u8; 64 << 10];
-    while let Ok(n @ 1..) = from.read(&mut buffer).await {
-        let room = OUTPUT_CAP.saturating_sub(kept.bytes.len());
-        kept.bytes
-            .extend_from_slice(buffer.get(..n.min(room)).unwrap_or_default());
-        kept.truncated |= n > room;
-    }
-}
-
 fn frame(command: &GuestCommand, cookie: &str) -> Result<Vec<u8>, ChannelError> {
     let request = AttachRequest {
         argv: command.argv.clone(),
@@ -102,26 +94,31 @@ fn new_cookie() -> Result<String, ChannelError> {
     Ok(hex::encode(bytes))
 }
 
-#[async_trait]
-impl Channel for LxcAttach {
-    fn name(&self) -> &'static str {
-        "lxc-attach"
-    }
+/// A command that runs in the guest.
+struct Running {
+    child: Child,
+    tree: process_tree::Guard,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    stderr: ChildStderr,
+    began: Instant,
+}
 
-    async fn run(
+impl LxcAttach {
+    /// Enters the guest and sends the request. `None`: the deadline passed before the guest answered.
+    async fn enter(
         &self,
         guest: &ChannelTarget,
-        command: GuestCommand,
-    ) -> Result<CommandOutcome, ChannelError> {
+        command: &GuestCommand,
+    ) -> Result<Option<Running>, ChannelError> {
         let cookie = new_cookie()?;
-        let header = frame(&command, &cookie)?;
+        let header = frame(command, &cookie)?;
         let mut child = self
             .spawn(&guest.id)
-            .map_err(|e| ChannelError::NothingRan(format!("can't run lxc-attach: {e}")))?;
-        let root = child.id();
+            .map_err(|e| ChannelError::Unreachable(format!("can't run lxc-attach: {e}")))?;
         // Dropped when the caller goes away: the tree must not outlive the request.
-        let tree = process_tree::Guard::new(root, format!("{COOKIE}={cookie}"));
-        let (Some(mut stdin), Some(stdout), Some(stderr)) =
+        let tree = process_tree::Guard::new(child.id(), format!("{COOKIE}={cookie}"));
+        let (Some(mut stdin), Some(stdout), Some(mut stderr)) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
             return Err(ChannelError::NothingRan("lxc-attach has no pipes".into()));
@@ -129,9 +126,7 @@ impl Channel for LxcAttach {
         give_away(&stdin, &stdout, &stderr)
             .map_err(|e| ChannelError::NothingRan(format!("can't give the pipes away: {e}")))?;
         let mut stdout = BufReader::new(stdout);
-        let mut errors = Kept::default();
         let began = Instant::now();
-
         let hello = async {
             stdin.write_all(&header).await?;
             stdin.flush().await?;
@@ -142,7 +137,7 @@ impl Channel for LxcAttach {
                 .await?;
             Ok::<_, std::io::Error>(line)
         };
-        let line = match tokio::time::timeout(ANSWER_DEADLINE.min(command.timeout), hello).await {
+        let line = match timeout(ANSWER_DEADLINE.min(command.timeout), hello).await {
             Ok(Ok(line)) => line,
             Ok(Err(_)) => Vec::new(),
             // The request may have arrived, and with it the command may have begun.
@@ -154,96 +149,72 @@ impl Channel for LxcAttach {
                         ANSWER_DEADLINE.as_secs()
                     )));
                 }
-                return Ok(CommandOutcome {
-                    stdout: Vec::new(),
-                    stderr: Vec::new(),
-                    end: CommandEnd::TimedOut,
-                    truncated: false,
-                    duration: began.elapsed(),
-                });
+                return Ok(None);
             }
         };
         match Answer::parse(&line) {
-            Some(Answer::Go) => {}
+            Some(Answer::Go) => Ok(Some(Running {
+                child,
+                tree,
+                stdin,
+                stdout,
+                stderr,
+                began,
+            })),
             Some(Answer::Refused(cause)) => {
                 tree.disarm();
-                return Err(ChannelError::NothingRan(cause));
+                Err(ChannelError::NothingRan(cause))
             }
             None => {
-                let _ = tokio::time::timeout(DRAIN, drain(stderr, &mut errors)).await;
+                let mut said = vec![0; 4096];
+                let read = timeout(DRAIN, stderr.read(&mut said)).await;
+                said.truncate(read.ok().and_then(Result::ok).unwrap_or_default());
                 tree.kill().await;
-                return Err(ChannelError::NothingRan(no_answer(&errors.bytes)));
+                Err(ChannelError::Unreachable(no_answer(&said)))
             }
         }
+    }
+}
 
-        let mut output = Kept::default();
-        let input = command.stdin;
-        let feed = async move {
-            // A command that does not read its input to the end is no error.
-            let _ = stdin.write_all(&input).await;
-            drop(stdin);
-        };
-        let wait = async {
-            let streams = async {
-                tokio::join!(drain(stdout, &mut output), drain(stderr, &mut errors));
-            };
-            tokio::pin!(streams, feed);
-            let mut streams_ended = false;
-            let mut fed = false;
-            let status = loop {
-                tokio::select! {
-                    status = child.wait() => break status,
-                    () = &mut streams, if !streams_ended => streams_ended = true,
-                    () = &mut feed, if !fed => fed = true,
-                }
-            };
-            if !streams_ended {
-                let _ = tokio::time::timeout(DRAIN, streams).await;
-            }
-            status
-        };
-        let end = match tokio::time::timeout(command.timeout, wait).await {
-            Ok(Ok(status)) => {
-                tree.disarm();
-                match (status.code(), status.signal()) {
-                    (Some(code), _) => CommandEnd::Exited(code),
-                    (None, Some(signal)) => CommandEnd::Signalled(signal),
-                    (None, None) => {
-                        return Err(ChannelError::OutcomeUnknown(
-                            "lxc-attach ended without a status".into(),
-                        ));
-                    }
-                }
-            }
-            Ok(Err(e)) => {
-                return Err(ChannelError::OutcomeUnknown(format!(
-                    "can't wait for lxc-attach: {e}"
-                )));
-            }
-            Err(_) => {
-                tree.kill().await;
-                CommandEnd::TimedOut
-            }
-        };
-        Ok(CommandOutcome {
-            truncated: output.truncated || errors.truncated,
-            stdout: output.bytes,
-            stderr: errors.bytes,
-            end,
-            duration: began.elapsed(),
-        })
+#[async_trait]
+impl Channel for LxcAttach {
+    fn name(&self) -> &'static str {
+        "lxc-attach"
     }
 
     async fn open(
         &self,
-        _guest: &ChannelTarget,
-        _command: GuestCommand,
-        _tty: Option<WindowSize>,
+        guest: &ChannelTarget,
+        command: GuestCommand,
+        tty: Option<WindowSize>,
     ) -> Result<Session, ChannelError> {
-        Err(self.no("open streams"))
+        if tty.is_some() {
+            return Err(self.no("terminals"));
+        }
+        let (input, to_guest) = mpsc::channel(QUEUE);
+        let (from_guest, output) = mpsc::channel(QUEUE);
+        match self.enter(guest, &command).await? {
+            Some(running) => {
+                tokio::spawn(carry(running, command, to_guest, from_guest));
+            }
+            None => {
+                let ended = SessionOutput::Ended {
+                    end: CommandEnd::TimedOut,
+                    duration: command.timeout,
+                };
+                // There is room: nothing was sent before.
+                let _ = from_guest.try_send(ended);
+            }
+        }
+        Ok(Session {
+            pid: 0,
+            input,
+            output,
+        })
     }
 
     async fn ready(&self, guest: &ChannelTarget, patience: Duration) -> Result<(), ChannelError> {
+        let began = Instant::now();
         let command = GuestCommand {
             argv: vec!["/bin/true".into()],
             env: Default::default(),
@@ -252,7 +223,138 @@ impl Channel for LxcAttach {
             stdin: Vec::new(),
             timeout: patience,
         };
-        self.run(guest, command).await.map(drop)
+        loop {
+            match self.run(guest, command.clone()).await {
+                Err(ChannelError::Unreachable(_)) if began.elapsed() < patience => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                ended => return ended.map(drop),
+            }
+        }
+    }
+}
+
+/// Carries streams until the command has ended, its deadline has passed, or the caller is gone. Whatever
+/// ends it, exactly one last word is said, and the tree ends with an early end.
+async fn carry(
+    running: Running,
+    command: GuestCommand,
+    to_guest: mpsc::Receiver<SessionInput>,
+    from_guest: mpsc::Sender<SessionOutput>,
+) {
+    let Running {
+        mut child,
+        tree,
+        stdin,
+        stdout,
+        stderr,
+        began,
+    } = running;
+    let (ended, has_ended) = watch::channel(false);
+    let feed = feed(stdin, command.stdin, to_guest);
+    let streams = async {
+        tokio::join!(
+            pass_on(
+                stdout,
+                has_ended.clone(),
+                &from_guest,
+                SessionOutput::Stdout
+            ),
+            pass_on(
+                stderr,
+                has_ended.clone(),
+                &from_guest,
+                SessionOutput::Stderr
+            ),
+        );
+    };
+    tokio::pin!(feed, streams);
+    let deadline = tokio::time::sleep(command.timeout.saturating_sub(began.elapsed()));
+    tokio::pin!(deadline);
+    let (mut fed, mut silent) = (false, false);
+    let end = loop {
+        tokio::select! {
+            status = child.wait() => break Some(status),
+            () = &mut deadline => break None,
+            () = from_guest.closed() => return,
+            () = &mut feed, if !fed => fed = true,
+            () = &mut streams, if !silent => silent = true,
+        }
+    };
+    match end {
+        // What it left running on purpose is its own business.
+        Some(_) => tree.disarm(),
+        None => tree.kill().await,
+    }
+    ended.send_replace(true);
+    if !silent {
+        tokio::select! {
+            () = &mut streams => {}
+            () = from_guest.closed() => return,
+        }
+    }
+    let _ = from_guest.send(last_word(end, began.elapsed())).await;
+}
+
+fn last_word(
+    end: Option<std::io::Result<std::process::ExitStatus>>,
+    duration: Duration,
+) -> SessionOutput {
+    let unknown = |cause: String| SessionOutput::Failed(ChannelError::OutcomeUnknown(cause));
+    let end = match end {
+        None => CommandEnd::TimedOut,
+        Some(Err(e)) => return unknown(format!("can't wait for lxc-attach: {e}")),
+        Some(Ok(status)) => match (status.code(), status.signal()) {
+            (Some(code), _) => CommandEnd::Exited(code),
+            (None, Some(signal)) => CommandEnd::Signalled(signal),
+            (None, None) => return unknown("lxc-attach ended without a status".into()),
+        },
+    };
+    SessionOutput::Ended { end, duration }
+}
+
+/// A command that does not read its input to the end is no error.
+async fn feed(mut stdin: ChildStdin, first: Vec<u8>, mut more: mpsc::Receiver<SessionInput>) {
+    if stdin.write_all(&first).await.is_err() {
+        return;
+    }
+    while let Some(input) = more.recv().await {
+        match input {
+            SessionInput::Stdin(bytes) => {
+                if stdin.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+            SessionInput::StdinEof => return,
+            // There is no terminal, and nobody in the guest to send a signal for us.
+            SessionInput::Resize(_) | SessionInput::Signal(_) => {}
+        }
+    }
+}
+
+/// Reads to the end of the stream. Of children that kept it open after the command's end no more is
+/// heard than what may have been in the pipe by then.
+async fn pass_on(
+    mut from: impl AsyncRead + Unpin,
+    mut ended: watch::Receiver<bool>,
+    to: &mpsc::Sender<SessionOutput>,
+    of: fn(Bytes) -> SessionOutput,
+) {
+    let mut buffer = vec![0u8; PIECE_BYTES];
+    let mut after_end = 0;
+    while after_end < PIPE_BYTES {
+        let over = *ended.borrow_and_update();
+        let read = tokio::select! {
+            read = from.read(&mut buffer) => read,
+            () = tokio::time::sleep(DRAIN), if over => return,
+            _ = ended.changed(), if !over => continue,
+        };
+        let Ok(n @ 1..) = read else { return };
+        after_end += if over { n } else { 0 };
+        let piece = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
+        if to.send(of(piece)).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -198,6 +198,7 @@ fn controller(config: Config, node: &Arc<FakeNode>, store: &Arc<SqliteStore>) ->
     let pace = Pace {
         longest_pause: Duration::from_millis(20),
         appliance: Duration::from_millis(20),
+        ..Pace::default()
     };
     let catalog = Catalog::new(&[]).unwrap();
     Controller::paced(config, catalog, node.ports(store.clone()), pace)
