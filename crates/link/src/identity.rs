@@ -309,10 +309,10 @@ impl Signer {
         roots
             .add(der)
             .map_err(|_| format!("the certificate of {name} cannot be read"))?;
-        let belongs = roots
-            .roots
-            .first()
-            .is_some_and(|root| root.subject_public_key_info.ends_with(key.der_bytes()));
+        let belongs = roots.roots.first().is_some_and(|root| {
+            root.subject_public_key_info.ends_with(key.der_bytes())
+                && root.subject.ends_with(name.as_bytes())
+        });
         if !belongs {
             return Err(format!("key and certificate of {name} are no pair"));
         }
