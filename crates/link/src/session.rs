@@ -1,0 +1,412 @@
+//! Sessions: a command in a guest with its streams open, over a websocket (see [`api::session`]).
+//!
+//! ```text
+//!  input  ──▶ writer task ──▶ websocket ──▶ agent
+//!  output ◀── reader task ◀── websocket ◀── agent
+//! ```
+//! The two tasks don't wait for each other: a command that does not read its input still gets rid of its
+//! output. Both channels are bounded, so whoever is slow slows its own stream only. Whatever happens,
+//! the output's last message is [`SessionOutput::Ended`] or [`SessionOutput::Failed`], and dropping the
+//! output ends the session and with it the command.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use api::exec::ExecEvent;
+use api::session::{MESSAGE_MAX_BYTES, SessionControl, SessionStart, Stream, WindowSize};
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use http::header::{self, HeaderValue};
+use http::{Method, StatusCode};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use wire::agent::Scope;
+
+use crate::call::{Call, cut};
+use crate::connection::describe;
+use crate::error::{LinkError, wire_code};
+use crate::forward::upgraded;
+use crate::link::{Destination, Link, Peer};
+
+const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+const START_DEADLINE: Duration = Duration::from_secs(15);
+/// Often enough that an agent which ends silent sessions after 45 seconds hears of us, even while
+/// nobody takes the output.
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// An agent that has read all of the input and then says nothing for so long is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(45);
+/// Messages on their way in each direction, of at most [`MESSAGE_MAX_BYTES`] each.
+const QUEUE: usize = 16;
+/// A binary message and the byte before it.
+const FRAME_MAX_BYTES: usize = MESSAGE_MAX_BYTES + 1;
+
+/// What a caller tells a running command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionInput {
+    /// Bytes for its standard input, of any length.
+    Stdin(Bytes),
+    /// Nothing more will come.
+    StdinEof,
+    /// The window of its terminal changed.
+    Resize(WindowSize),
+    /// Send this signal, 1 to 64, to its process group.
+    Signal(i32),
+}
+
+/// What a running command tells. After `Ended` or `Failed` comes nothing.
+#[derive(Debug, Clone)]
+pub enum SessionOutput {
+    /// From its standard output or its terminal.
+    Stdout(Bytes),
+    /// From its standard error.
+    Stderr(Bytes),
+    /// It ended.
+    Ended {
+        /// Its exit code; none when a signal or the deadline ended it.
+        exit_code: Option<i32>,
+        /// The signal that ended it.
+        signal: Option<i32>,
+        /// Whether the deadline ended it.
+        timed_out: bool,
+        /// How long it ran.
+        duration_ms: u64,
+    },
+    /// Its end is not known, or the agent failed.
+    Failed(LinkError),
+}
+
+/// A running command with its streams open. Dropping `output` ends it and its process tree; dropping
+/// `input` alone does not.
+#[derive(Debug)]
+pub struct AgentSession {
+    /// Its process id as the guest counts.
+    pub pid: u32,
+    /// To the command. Full means that it does not read: wait.
+    pub input: mpsc::Sender<SessionInput>,
+    /// From the command.
+    pub output: mpsc::Receiver<SessionOutput>,
+}
+
+type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+impl Link {
+    /// Starts a command and returns when it runs.
+    pub async fn session(
+        &self,
+        peer: &Peer,
+        start: &SessionStart,
+    ) -> Result<AgentSession, LinkError> {
+        let name = peer.instance.as_str();
+        let start = serde_json::to_string(start).map_err(|e| LinkError::NothingRan {
+            peer: name.to_owned(),
+            reason: format!("the request cannot be written as JSON: {e}"),
+        })?;
+        let mut socket = self.socket(peer).await?;
+        let unknown = |reason: String| LinkError::OutcomeUnknown {
+            peer: name.to_owned(),
+            reason,
+        };
+        let pid = timeout(START_DEADLINE, async {
+            let sent = socket.send(Message::Text(start.into())).await;
+            sent.map_err(|e| unknown(describe(&e)))?;
+            started(&mut socket, name).await
+        })
+        .await
+        .map_err(|_| unknown("the command did not start in time".into()))??;
+        let (sink, stream) = socket.split();
+        let (input, inputs) = mpsc::channel(QUEUE);
+        let (outputs, output) = mpsc::channel(QUEUE);
+        let backlog = Arc::new(Backlog::default());
+        let writer = tokio::spawn(write(sink, inputs, backlog.clone())).abort_handle();
+        let reader = Reader {
+            stream,
+            backlog,
+            peer: name.to_owned(),
+            _writer: EndsWith(writer),
+        };
+        tokio::spawn(read(reader, outputs));
+        Ok(AgentSession { pid, input, output })
+    }
+
+    /// A websocket to the agent. Nothing runs before its first message, so opening it may be repeated.
+    async fn socket(&self, peer: &Peer) -> Result<Socket, LinkError> {
+        let key = generate_key();
+        let accept = derive_accept_key(key.as_bytes());
+        let key = HeaderValue::try_from(key).map_err(|e| LinkError::NothingRan {
+            peer: peer.instance.as_str().to_owned(),
+            reason: format!("a websocket needs a key: {e}"),
+        })?;
+        let call = Call::new(Method::GET, "/session", OPEN_DEADLINE)
+            .scope(Scope::Exec)
+            .header(header::CONNECTION, HeaderValue::from_static("upgrade"))
+            .header(header::UPGRADE, HeaderValue::from_static("websocket"))
+            .header(
+                header::SEC_WEBSOCKET_VERSION,
+                HeaderValue::from_static("13"),
+            )
+            .header(header::SEC_WEBSOCKET_KEY, key);
+        let answer = match self.call(&Destination::agent(peer), call).await {
+            Err(LinkError::OutcomeUnknown { peer, reason }) => {
+                return Err(LinkError::NotReachable { peer, reason });
+            }
+            answer => answer?,
+        };
+        let accepted = answer.response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
+        let is_websocket = accepted.is_some_and(|sent| sent.as_bytes() == accept.as_bytes());
+        if answer.response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_websocket {
+            return Err(LinkError::NotReachable {
+                peer: answer.peer(),
+                reason: "it opens no websocket".into(),
+            });
+        }
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(FRAME_MAX_BYTES))
+            .max_frame_size(Some(FRAME_MAX_BYTES))
+            .write_buffer_size(0)
+            .max_write_buffer_size(4 * FRAME_MAX_BYTES);
+        let stream = upgraded(answer).await?;
+        Ok(WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await)
+    }
+}
+
+/// How much of the input the agent has read, in messages: while it has not read all, its silence means
+/// that the command does not read, and says nothing about the agent.
+#[derive(Default)]
+struct Backlog {
+    sent: AtomicU64,
+    read: AtomicU64,
+}
+
+impl Backlog {
+    fn is_empty(&self) -> bool {
+        self.read.load(Ordering::Acquire) >= self.sent.load(Ordering::Acquire)
+    }
+}
+
+/// Ends a task when it is dropped.
+struct EndsWith(AbortHandle);
+
+impl Drop for EndsWith {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The first event of a session.
+async fn started(socket: &mut Socket, peer: &str) -> Result<u32, LinkError> {
+    loop {
+        match next(socket.next().await, peer)? {
+            Said::Event(ExecEvent::Started { pid, .. }) => return Ok(pid),
+            Said::Event(ExecEvent::Error { code, message }) => {
+                return Err(failed(peer, &code, message));
+            }
+            Said::Pong(_) => {}
+            Said::Event(_) | Said::Bytes(..) => {
+                return Err(garbage(peer, "it did not say first that the command runs"));
+            }
+        }
+    }
+}
+
+async fn write(
+    mut sink: SplitSink<Socket, Message>,
+    mut inputs: mpsc::Receiver<SessionInput>,
+    backlog: Arc<Backlog>,
+) {
+    let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut open = true;
+    loop {
+        let sent = tokio::select! {
+            input = inputs.recv(), if open => match input {
+                Some(input) => send(&mut sink, input, &backlog).await,
+                None => {
+                    open = false;
+                    Ok(())
+                }
+            },
+            _ = pings.tick() => {
+                let count = backlog.sent.load(Ordering::Acquire);
+                let payload = Bytes::copy_from_slice(&count.to_be_bytes());
+                sink.send(Message::Ping(payload)).await
+            }
+        };
+        // The reader sees the same end and tells it.
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+async fn send(
+    sink: &mut SplitSink<Socket, Message>,
+    input: SessionInput,
+    backlog: &Backlog,
+) -> Result<(), tokio_tungstenite::tungstenite::Error> {
+    backlog.sent.fetch_add(1, Ordering::AcqRel);
+    let control = match input {
+        SessionInput::Stdin(mut bytes) => {
+            while !bytes.is_empty() {
+                let part = bytes.split_to(bytes.len().min(MESSAGE_MAX_BYTES));
+                let mut message = BytesMut::with_capacity(part.len() + 1);
+                message.put_u8(Stream::Stdin as u8);
+                message.put(part);
+                sink.send(Message::Binary(message.freeze())).await?;
+            }
+            return Ok(());
+        }
+        SessionInput::StdinEof => SessionControl::StdinEof,
+        SessionInput::Resize(WindowSize { rows, cols }) => SessionControl::Resize { rows, cols },
+        SessionInput::Signal(signal) => SessionControl::Signal { signal },
+    };
+    let json = serde_json::to_string(&control).map_err(std::io::Error::other)?;
+    sink.send(Message::Text(json.into())).await
+}
+
+struct Reader {
+    stream: SplitStream<Socket>,
+    backlog: Arc<Backlog>,
+    peer: String,
+    _writer: EndsWith,
+}
+
+/// Carries output until the end. Returning drops both halves of the websocket, which ends the session.
+async fn read(mut reader: Reader, outputs: mpsc::Sender<SessionOutput>) {
+    // Room for the next message first: a websocket is not read for whom nobody listens.
+    while let Ok(room) = outputs.reserve().await {
+        let said = tokio::select! {
+            () = outputs.closed() => return,
+            said = reader.hear() => said,
+        };
+        match said {
+            Ok(Some(output)) => {
+                let last = matches!(output, SessionOutput::Ended { .. });
+                room.send(output);
+                if last {
+                    return;
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                room.send(SessionOutput::Failed(error));
+                return;
+            }
+        }
+    }
+}
+
+impl Reader {
+    /// The next message, if it is for the caller.
+    async fn hear(&mut self) -> Result<Option<SessionOutput>, LinkError> {
+        let said = loop {
+            match timeout(SILENCE_MAX, self.stream.next()).await {
+                Ok(said) => break next(said, &self.peer)?,
+                Err(_) if !self.backlog.is_empty() => {}
+                Err(_) => {
+                    return Err(LinkError::OutcomeUnknown {
+                        peer: self.peer.clone(),
+                        reason: format!("it was silent for {} s", SILENCE_MAX.as_secs()),
+                    });
+                }
+            }
+        };
+        match said {
+            Said::Bytes(Stream::Stdout, bytes) => Ok(Some(SessionOutput::Stdout(bytes))),
+            Said::Bytes(Stream::Stderr, bytes) => Ok(Some(SessionOutput::Stderr(bytes))),
+            Said::Pong(count) => {
+                self.backlog.read.store(count, Ordering::Release);
+                Ok(None)
+            }
+            Said::Event(ExecEvent::Exit {
+                exit_code,
+                signal,
+                timed_out,
+                duration_ms,
+            }) => Ok(Some(SessionOutput::Ended {
+                exit_code,
+                signal,
+                timed_out,
+                duration_ms,
+            })),
+            Said::Event(ExecEvent::Error { message, .. }) => Err(LinkError::OutcomeUnknown {
+                peer: self.peer.clone(),
+                reason: cut(message, 2000),
+            }),
+            Said::Bytes(Stream::Stdin, _) | Said::Event(_) => Err(garbage(
+                &self.peer,
+                "this message has no place in a session",
+            )),
+        }
+    }
+}
+
+/// What an agent says in a session.
+enum Said {
+    Event(ExecEvent),
+    Bytes(Stream, Bytes),
+    /// How many inputs it had read.
+    Pong(u64),
+}
+
+type Received = Option<Result<Message, tokio_tungstenite::tungstenite::Error>>;
+
+fn next(received: Received, peer: &str) -> Result<Said, LinkError> {
+    let broke_off = |reason: String| LinkError::OutcomeUnknown {
+        peer: peer.to_owned(),
+        reason,
+    };
+    match received {
+        Some(Ok(Message::Text(text))) => event(&text, peer),
+        Some(Ok(Message::Binary(mut bytes))) => {
+            let stream = bytes.first().copied().and_then(Stream::of);
+            let Some(stream) = stream else {
+                return Err(garbage(peer, "a message of no known stream"));
+            };
+            Ok(Said::Bytes(stream, bytes.split_off(1)))
+        }
+        // Our own pings hold eight bytes; others say that it lives, and no more.
+        Some(Ok(Message::Pong(payload))) => Ok(Said::Pong(
+            payload.as_ref().try_into().map_or(0, u64::from_be_bytes),
+        )),
+        Some(Ok(Message::Ping(_) | Message::Frame(_))) => Ok(Said::Pong(0)),
+        Some(Ok(Message::Close(_))) | None => Err(broke_off(
+            "the session ended without saying what became of the command".into(),
+        )),
+        Some(Err(error)) => Err(broke_off(format!(
+            "the session broke: {}",
+            describe(&error)
+        ))),
+    }
+}
+
+fn event(text: &Utf8Bytes, peer: &str) -> Result<Said, LinkError> {
+    serde_json::from_str(text)
+        .map(Said::Event)
+        .map_err(|e| garbage(peer, &cut(e.to_string(), 200)))
+}
+
+fn garbage(peer: &str, reason: &str) -> LinkError {
+    LinkError::Garbage {
+        peer: peer.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+fn failed(peer: &str, code: &str, message: String) -> LinkError {
+    let (peer, reason) = (peer.to_owned(), cut(message, 2000));
+    if code == wire_code::NOTHING_RAN {
+        LinkError::NothingRan { peer, reason }
+    } else {
+        LinkError::OutcomeUnknown { peer, reason }
+    }
+}

@@ -1,0 +1,211 @@
+//! Files in and out, with their digests.
+
+use std::convert::Infallible;
+use std::io;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Query;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use link::{Download, FilePart, FileParts, LinkError, Upload};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use wire::agent::Written;
+
+use crate::lab::Lab;
+
+#[derive(Deserialize)]
+struct Asked {
+    path: String,
+    user: Option<String>,
+    mode: Option<String>,
+}
+
+fn content() -> Vec<u8> {
+    (0..3_000_000_u32).map(|n| (n / 7) as u8).collect()
+}
+
+fn digest(bytes: &[u8]) -> String {
+    format!("sha-256=:{}:", STANDARD.encode(Sha256::digest(bytes)))
+}
+
+/// `/good`, `/bad` (another digest), `/none` (no digest), `/cut` (ends too early).
+async fn file(method: Method, headers: HeaderMap, Query(asked): Query<Asked>) -> Response {
+    let content = content();
+    if asked.path == "/missing" {
+        let problem = api::Problem::new(404, "not_found", "no such file");
+        return (StatusCode::NOT_FOUND, axum::Json(problem)).into_response();
+    }
+    let facts = [("x-file-mode", "0640".to_owned())];
+    if method == Method::HEAD {
+        let length = [(header::CONTENT_LENGTH, content.len())];
+        return (facts, length, Body::empty()).into_response();
+    }
+    let from = headers.get(header::RANGE).map_or(0, |range| {
+        let range = range.to_str().unwrap().strip_prefix("bytes=").unwrap();
+        range.strip_suffix('-').unwrap().parse().unwrap()
+    });
+    let status = match from {
+        0 => StatusCode::OK,
+        _ => StatusCode::PARTIAL_CONTENT,
+    };
+    let sent = Bytes::copy_from_slice(&content[from..]);
+    let mut frames: Vec<Result<Frame<Bytes>, io::Error>> = sent
+        .chunks(100_000)
+        .map(|chunk| Ok(Frame::data(Bytes::copy_from_slice(chunk))))
+        .collect();
+    let promised = match asked.path.as_str() {
+        "/good" => Some(digest(&sent)),
+        "/bad" => Some(digest(b"x")),
+        _ => None,
+    };
+    if asked.path == "/cut" {
+        frames.push(Err(io::Error::other("cut")));
+    }
+    if let Some(promised) = promised {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("repr-digest", promised.parse().unwrap());
+        frames.push(Ok(Frame::trailers(trailers)));
+    }
+    let body = Body::new(StreamBody::new(stream::iter(frames)));
+    let trailer = [(header::TRAILER, HeaderValue::from_static("Repr-Digest"))];
+    (status, facts, trailer, body).into_response()
+}
+
+/// Takes a body as an agent would; `/full` is refused, `/else` writes something else.
+async fn put(Query(asked): Query<Asked>, headers: HeaderMap, body: Body) -> Response {
+    assert_eq!(headers[header::TRAILER], "Repr-Digest");
+    let Ok(collected) = body.collect().await else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
+    let trailers = collected.trailers().cloned().unwrap_or_default();
+    let bytes = collected.to_bytes();
+    assert_eq!(trailers["repr-digest"], digest(&bytes).as_str());
+    if asked.path == "/full" {
+        let problem = api::Problem::new(507, "no_space", "the disk is full");
+        return (StatusCode::INSUFFICIENT_STORAGE, axum::Json(problem)).into_response();
+    }
+    assert_eq!(
+        (asked.user.as_deref(), asked.mode.as_deref()),
+        (Some("www"), Some("755"))
+    );
+    let written = match asked.path.as_str() {
+        "/else" => b"else".as_slice(),
+        _ => &bytes,
+    };
+    let written = Written {
+        size_bytes: written.len() as u64,
+        sha256: hex::encode(Sha256::digest(written)),
+    };
+    (StatusCode::CREATED, axum::Json(written)).into_response()
+}
+
+async fn lab() -> Lab {
+    Lab::with(Router::new().route("/files", get(file).head(file).put(put))).await
+}
+
+async fn read(lab: &Lab, path: &str, offset: u64) -> Result<Download, LinkError> {
+    lab.link
+        .read_file(&lab.peer, path, Some("www"), offset)
+        .await
+}
+
+fn upload(parts: Vec<io::Result<FilePart>>) -> Upload {
+    let parts: FileParts = stream::iter(parts).boxed();
+    Upload {
+        mode: Some(0o755),
+        parts,
+    }
+}
+
+fn whole(bytes: &[u8]) -> Vec<io::Result<FilePart>> {
+    bytes
+        .chunks(200_000)
+        .map(|chunk| FilePart::Bytes(Bytes::copy_from_slice(chunk)))
+        .chain([FilePart::Sha256(Sha256::digest(bytes).into())])
+        .map(Ok::<_, Infallible>)
+        .map(|part| part.map_err(|never| match never {}))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_download_is_whole_and_checked_or_an_error() {
+    let lab = lab().await;
+    let content = content();
+    for offset in [0, 2_999_999] {
+        let download = read(&lab, "/good", offset).await.unwrap();
+        assert_eq!((download.size_bytes, download.mode), (3_000_000, 0o640));
+        let parts: Vec<FilePart> = download.parts.try_collect().await.unwrap();
+        let mut taken = Vec::new();
+        for part in &parts {
+            if let FilePart::Bytes(bytes) = part {
+                taken.extend_from_slice(bytes);
+            }
+        }
+        let sent = &content[offset as usize..];
+        assert!(taken == sent);
+        let sha256 = Sha256::digest(sent).into();
+        assert_eq!(parts.last(), Some(&FilePart::Sha256(sha256)));
+    }
+    assert_eq!(lab.seen.tunnels(), 1);
+    for (path, expect) in [
+        ("/bad", "do not have the digest"),
+        ("/none", "no digest"),
+        ("/cut", ""),
+    ] {
+        let download = read(&lab, path, 0).await.unwrap();
+        let failed = download.parts.try_collect::<Vec<_>>().await.unwrap_err();
+        assert!(failed.to_string().contains(expect), "{path}: {failed}");
+    }
+    let missing = read(&lab, "/missing", 0).await.map(|_| ());
+    let Err(LinkError::Refused { problem, .. }) = missing else {
+        panic!("{missing:?}");
+    };
+    assert_eq!(problem.code, "not_found");
+}
+
+#[tokio::test]
+async fn an_upload_is_what_was_sent_or_an_error() {
+    let lab = lab().await;
+    let content = content();
+    let write = async |path: &str, parts| {
+        let upload = upload(parts);
+        lab.link
+            .write_file(&lab.peer, path, Some("www"), upload)
+            .await
+    };
+    for bytes in [content.as_slice(), b""] {
+        let written = write("/good", whole(bytes)).await.unwrap();
+        assert_eq!(written.size_bytes, bytes.len() as u64);
+        assert_eq!(written.sha256, <[u8; 32]>::from(Sha256::digest(bytes)));
+    }
+    assert_eq!(lab.seen.tunnels(), 1);
+    let full = write("/full", whole(&content)).await;
+    assert!(matches!(full, Err(LinkError::Refused { .. })), "{full:?}");
+    let other = write("/else", whole(&content)).await;
+    assert!(matches!(other, Err(LinkError::Garbage { .. })), "{other:?}");
+
+    let bytes = || Ok(FilePart::Bytes(Bytes::from_static(b"abc")));
+    for (case, parts) in [
+        ("no digest", vec![bytes()]),
+        ("broken", vec![bytes(), Err(io::Error::other("gone"))]),
+        (
+            "another digest",
+            vec![bytes(), Ok(FilePart::Sha256([0; 32]))],
+        ),
+    ] {
+        let failed = write("/good", parts).await;
+        assert!(
+            matches!(failed, Err(LinkError::NothingRan { .. })),
+            "{case}: {failed:?}"
+        );
+    }
+}

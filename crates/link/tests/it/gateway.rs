@@ -1,0 +1,108 @@
+//! The gateway API: spoken with the relay itself.
+
+use std::sync::atomic::Ordering;
+
+use api::Problem;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use link::LinkError;
+use wire::agent::Scope;
+use wire::gateway::{
+    GatewayDiff, GatewayReport, GatewayState, ProbeRequest, Readiness, ZoneNetwork,
+};
+
+use crate::lab::{ADDRESS, APPLIANCE, Lab, claims, id};
+
+fn state() -> GatewayState {
+    GatewayState {
+        network: ZoneNetwork {
+            domain: "prox.local".parse().unwrap(),
+            subnet: "10.20.0.0/24".parse().unwrap(),
+            gateway: "10.20.0.1".parse().unwrap(),
+            dhcp_first: "10.20.0.100".parse().unwrap(),
+            dhcp_last: "10.20.0.250".parse().unwrap(),
+            lease_s: 3600,
+            upstream_dns: Vec::new(),
+            wan: "eth0".parse().unwrap(),
+            lan: "eth1".parse().unwrap(),
+        },
+        hosts: Vec::new(),
+        routes: Vec::new(),
+    }
+}
+
+fn report(agent_version: &str) -> GatewayReport {
+    GatewayReport {
+        agent_version: agent_version.into(),
+        wan_address: None,
+        lan_address: None,
+        services: Vec::new(),
+        leases: Vec::new(),
+        names: Vec::new(),
+        routes: Vec::new(),
+    }
+}
+
+fn probe(port: u16) -> ProbeRequest {
+    ProbeRequest {
+        address: ADDRESS,
+        port,
+        readiness: Readiness::Tcp,
+        deadline_ms: 1000,
+    }
+}
+
+#[tokio::test]
+async fn state_report_and_probes_go_over_one_connection_to_the_relay() {
+    let router = Router::new()
+        .route(
+            "/gateway",
+            get(async |headers: HeaderMap| {
+                Json(report(headers["authorization"].to_str().unwrap()))
+            })
+            .put(async |Json(state): Json<GatewayState>| {
+                let services_changed = vec![state.network.domain.to_string()];
+                Json(GatewayDiff {
+                    services_changed,
+                    ..GatewayDiff::default()
+                })
+            }),
+        )
+        .route(
+            "/probe",
+            post(async |Json(probe): Json<ProbeRequest>| match probe.port {
+                80 => StatusCode::NO_CONTENT.into_response(),
+                81 => {
+                    let problem = Problem::new(504, "not_ready", "connection refused");
+                    (StatusCode::GATEWAY_TIMEOUT, Json(problem)).into_response()
+                }
+                _ => {
+                    let problem = Problem::new(422, "invalid_probe", "not in this zone");
+                    (StatusCode::UNPROCESSABLE_ENTITY, Json(problem)).into_response()
+                }
+            }),
+        );
+    let lab = Lab::with_gateway(router).await;
+    let appliance = id(APPLIANCE);
+    let report = lab.link.gateway_read(&appliance).await.unwrap();
+    let token = report.agent_version.strip_prefix("Bearer ").unwrap();
+    let said = claims(&lab.authority.tokens().public_key(), token, APPLIANCE);
+    assert_eq!(said.scope, [Scope::Gateway]);
+    let diff = lab.link.gateway_apply(&appliance, &state()).await.unwrap();
+    assert_eq!(diff.services_changed, ["prox.local"]);
+    assert!(lab.link.probe(&appliance, &probe(80)).await.unwrap().ready);
+    let late = lab.link.probe(&appliance, &probe(81)).await.unwrap();
+    assert_eq!(
+        (late.ready, late.last.as_str()),
+        (false, "connection refused")
+    );
+    let refused = lab.link.probe(&appliance, &probe(82)).await;
+    assert!(
+        matches!(refused, Err(LinkError::Refused { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(lab.seen.full_handshakes.load(Ordering::SeqCst), 1);
+    assert_eq!(lab.seen.tunnels(), 0);
+}
