@@ -1,81 +1,61 @@
-//! The gateway API of an appliance, carried by `lxc-attach` and pipes to the agent inside.
+//! The gateway API of an appliance, over the link to its relay.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
 
 use api::InstanceId;
 use async_trait::async_trait;
 use engine::ports::{Gateway, PortError};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use wire::gateway::{GatewayDiff, GatewayReport, GatewayState, ProbeReport, ProbeRequest};
+use link::{Link, LinkError};
+use wire::gateway::{GatewayDiff, GatewayReport, GatewayState, ProbeRequest};
 
-use crate::lxc::AGENT_DIR_IN_GUEST;
-use crate::program::Program;
-
-/// How long the relay may take to apply or read; services restart within.
-const DEADLINE: Duration = Duration::from_secs(30);
-
-/// The gateway port on backend `lxc`.
+/// The gateway port of every backend whose appliances have a relay.
 #[derive(Debug, Clone)]
-pub struct AttachedGateway {
-    guests: PathBuf,
+pub struct LinkedGateway {
+    link: Arc<Link>,
 }
 
-impl AttachedGateway {
-    /// Over the same guests as the backend.
-    pub fn new(guests: &Path) -> Self {
-        Self {
-            guests: guests.to_owned(),
-        }
+impl LinkedGateway {
+    /// Over this link.
+    pub fn new(link: Arc<Link>) -> Self {
+        Self { link }
     }
+}
 
-    async fn call<Q: Serialize, A: DeserializeOwned>(
-        &self,
-        appliance: &InstanceId,
-        verb: &str,
-        request: Option<&Q>,
-        deadline: Duration,
-    ) -> Result<A, PortError> {
-        let what = format!("gateway {verb}");
-        let input = match request {
-            Some(r) => serde_json::to_vec(r).map_err(|e| PortError::new(&what, e))?,
-            None => Vec::new(),
-        };
-        let printed = Program::new(&what, "lxc-attach")
-            .arg("-P")
-            .arg(&self.guests)
-            .args(["-n", appliance.as_str(), "--clear-env", "--"])
-            .arg(format!("/{AGENT_DIR_IN_GUEST}/proximity-agent"))
-            .args(["gateway", verb])
-            .stdin(input)
-            .deadline(deadline)
-            .run()
-            .await?;
-        serde_json::from_slice(&printed.stdout)
-            .map_err(|e| PortError::new(&what, format!("the relay's answer can't be read: {e}")))
+fn failed(what: &'static str) -> impl Fn(LinkError) -> PortError {
+    move |e| {
+        let error = PortError::new(what, &e);
+        match e {
+            LinkError::Refused { problem, .. } => match problem.hint {
+                Some(hint) => error.hint(hint),
+                None => error,
+            },
+            LinkError::Untrusted { .. } => error.hint(
+                "something else answers at the appliance's address, or its identity is not ours: proximity doctor",
+            ),
+            _ => error,
+        }
     }
 }
 
 #[async_trait]
-impl Gateway for AttachedGateway {
+impl Gateway for LinkedGateway {
     async fn apply(
         &self,
         appliance: &InstanceId,
         state: &GatewayState,
     ) -> Result<GatewayDiff, PortError> {
-        self.call(appliance, "apply", Some(state), DEADLINE).await
+        let applied = self.link.gateway_apply(appliance, state).await;
+        applied.map_err(failed("gateway apply"))
     }
 
     async fn read(&self, appliance: &InstanceId) -> Result<GatewayReport, PortError> {
-        self.call(appliance, "read", None::<&()>, DEADLINE).await
+        let read = self.link.gateway_read(appliance).await;
+        read.map_err(failed("gateway read"))
     }
 
     async fn probe(&self, appliance: &InstanceId, request: &ProbeRequest) -> Result<(), PortError> {
-        let deadline = Duration::from_millis(request.deadline_ms) + DEADLINE;
-        let report: ProbeReport = self
-            .call(appliance, "probe", Some(request), deadline)
-            .await?;
+        let report = self.link.probe(appliance, request).await;
+        let report = report.map_err(failed("gateway probe"))?;
         if report.ready {
             return Ok(());
         }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use backends::channel::LxcAttach;
-use backends::gateway::AttachedGateway;
+use backends::channel::{AgentChannel, LxcAttach};
+use backends::gateway::LinkedGateway;
 use backends::image::ImageStore;
 use backends::lxc::LxcBackend;
 use backends::node_network::LocalNetwork;
@@ -15,6 +15,7 @@ use clap::Args;
 use engine::controller::Ports;
 use engine::ports::SystemEntropy;
 use engine::{Config, Controller};
+use link::{Authority, Link};
 use store::SqliteStore;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -190,7 +191,14 @@ async fn ports(config: &Config, agent: Option<&Path>) -> Result<Ports, Failure> 
         }
     };
     let images = ImageStore::new(&config.image_dir);
-    let backend = LxcBackend::new(data_dir, &agent, images.clone()).map_err(port)?;
+    let authority =
+        Authority::open(&data_dir.join("identity")).map_err(|e| Failure::local(e.to_string()))?;
+    let authority = Arc::new(authority);
+    let backend =
+        LxcBackend::new(data_dir, &agent, images.clone(), authority.clone()).map_err(port)?;
+    let link = Link::new(authority, Arc::new(backend.clone()))
+        .map_err(|e| Failure::local(e.to_string()))?;
+    let link = Arc::new(link);
     let store = SqliteStore::open(&data_dir.join("proximity.db"))
         .await
         .map_err(|e| Failure::local(e.to_string()))?;
@@ -198,9 +206,12 @@ async fn ports(config: &Config, agent: Option<&Path>) -> Result<Ports, Failure> 
     Ok(Ports {
         store: Arc::new(store),
         network: Arc::new(LocalNetwork::new(data_dir)),
-        gateway: Arc::new(AttachedGateway::new(&guests)),
+        gateway: Arc::new(LinkedGateway::new(link.clone())),
         images: Arc::new(images),
-        channels: vec![Arc::new(LxcAttach::new(&guests))],
+        channels: vec![
+            Arc::new(AgentChannel::new(link)),
+            Arc::new(LxcAttach::new(&guests)),
+        ],
         entropy: Arc::new(SystemEntropy),
         backend: Arc::new(backend),
     })

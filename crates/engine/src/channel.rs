@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
+use wire::identity::Bundle;
 
 /// A guest as a channel must know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -264,6 +265,11 @@ pub trait Channel: Send + Sync {
 
     /// Waits until the channel can carry commands, at most so long. The error is the last cause.
     async fn ready(&self, guest: &ChannelTarget, patience: Duration) -> Result<(), ChannelError>;
+
+    /// Tells the guest's agent its new identity.
+    async fn renew(&self, _guest: &ChannelTarget, _identity: &Bundle) -> Result<(), ChannelError> {
+        Err(self.no("identities"))
+    }
 
     /// Reads a file, or the rest of it from an offset.
     async fn read_file(

@@ -168,7 +168,7 @@ impl FakeNode {
             network: self.clone(),
             gateway: self.clone(),
             images: self.clone(),
-            channels: vec![self.clone()],
+            channels: vec![self.clone(), Arc::new(FakeAttach(self.clone()))],
             entropy: Arc::new(SystemEntropy),
         }
     }
@@ -422,7 +422,7 @@ impl Channel for FakeNode {
 
 /// The same double under the name of the channel that leads into appliances.
 #[derive(Clone)]
-struct FakeAttach(FakeNode);
+struct FakeAttach(Arc<FakeNode>);
 
 #[async_trait]
 impl Channel for FakeAttach {

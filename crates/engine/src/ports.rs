@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use wire::gateway::{GatewayDiff, GatewayReport, GatewayState, ProbeRequest};
+use wire::identity::Bundle;
 
 pub use crate::channel::*;
 pub use crate::image::Images;
@@ -133,6 +134,16 @@ pub trait Backend: Send + Sync {
 
     /// Starts it and verifies that it runs. Idempotent.
     async fn start(&self, id: &InstanceId) -> Result<(), PortError>;
+
+    /// A new identity for a guest whose present one ends soon; none while it lasts. Nothing is changed.
+    async fn due_identity(&self, _id: &InstanceId) -> Result<Option<Bundle>, PortError> {
+        Ok(None)
+    }
+
+    /// Puts an identity where the guest's agent finds it when it starts.
+    async fn place_identity(&self, _id: &InstanceId, _identity: &Bundle) -> Result<(), PortError> {
+        Ok(())
+    }
 
     /// Stops it: politely, then by force when `grace` is over. Idempotent.
     async fn stop(&self, id: &InstanceId, grace: Duration) -> Result<(), PortError>;

@@ -4,17 +4,22 @@
 //! and destroys nothing whose mark does not name the guest.
 
 mod config;
+mod identity;
 mod layer;
 mod layout;
 mod machine;
+mod relay_address;
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::InstanceId;
 use async_trait::async_trait;
 use engine::ports::{Backend, GuestObserved, GuestSpec, GuestState, PortError};
+use link::Authority;
+use wire::identity::Bundle;
 
 use crate::image::ImageStore;
 use crate::program::Program;
@@ -33,6 +38,7 @@ pub struct LxcBackend {
     guests: PathBuf,
     agent: PathBuf,
     images: ImageStore,
+    authority: Arc<Authority>,
     machine: Machine,
 }
 
@@ -43,6 +49,7 @@ impl LxcBackend {
         data_dir: &Path,
         agent_binary: &Path,
         images: ImageStore,
+        authority: Arc<Authority>,
     ) -> Result<Self, PortError> {
         let guests = data_dir.join("guests");
         let agent = data_dir.join("agent");
@@ -60,6 +67,7 @@ impl LxcBackend {
             guests,
             agent,
             images,
+            authority,
             machine,
         })
     }
@@ -180,6 +188,9 @@ impl Backend for LxcBackend {
             }
             layer::make(&dir, spec, &lower).await?;
         }
+        if identity::lasting(&dir).is_none() {
+            identity::place(&dir, &identity::new(&self.authority, spec)?)?;
+        }
         let text = config::render(spec, &dir, &lower, &self.agent, &self.machine)?;
         write_durably(&dir.config(), text.as_bytes(), 0o600)?;
         dir.write_mark(&Mark {
@@ -194,6 +205,12 @@ impl Backend for LxcBackend {
             return Ok(());
         }
         let dir = self.dir(id);
+        // The guest may have been stopped for longer than its identity lasts.
+        if identity::lasting(&dir).is_none()
+            && let Some(mark) = dir.mark()?
+        {
+            identity::place(&dir, &identity::new(&self.authority, &mark.spec)?)?;
+        }
         layer::mount_disk(&dir).await?;
         let started = self
             .lxc(format!("start guest {id}"), "lxc-start", id)
@@ -219,6 +236,21 @@ impl Backend for LxcBackend {
             return Err(why("it ended at once".into()));
         }
         Ok(())
+    }
+
+    async fn due_identity(&self, id: &InstanceId) -> Result<Option<Bundle>, PortError> {
+        let dir = self.dir(id);
+        if identity::lasting(&dir).is_some() {
+            return Ok(None);
+        }
+        match dir.mark()? {
+            Some(mark) => identity::new(&self.authority, &mark.spec).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn place_identity(&self, id: &InstanceId, bundle: &Bundle) -> Result<(), PortError> {
+        identity::place(&self.dir(id), bundle)
     }
 
     async fn stop(&self, id: &InstanceId, grace: Duration) -> Result<(), PortError> {

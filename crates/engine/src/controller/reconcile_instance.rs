@@ -90,6 +90,7 @@ impl Controller {
                 return Ok(Settled::Retry(Duration::ZERO));
             }
         }
+        run.renew_identity().await;
         run.conclude().await
     }
 }
@@ -200,6 +201,36 @@ impl Run<'_> {
             .sync_gateway_patiently(self.zone, patience)
             .await
             .map(drop)
+    }
+
+    /// Gives a running guest a new identity before the old one ends. The agent is told first: one that
+    /// could not be told is asked again at the next look.
+    async fn renew_identity(&self) {
+        if self.record.status != AppStatus::Running {
+            return;
+        }
+        let backend = &self.controller.ports().backend;
+        let renewed = async {
+            let Some(identity) = backend.due_identity(&self.record.id).await? else {
+                return Ok(false);
+            };
+            let target = self.record.channel_target(self.zone);
+            for channel in self.controller.channels_of(&self.record) {
+                if channel.name() == "agent" {
+                    let told = channel.renew(&target, &identity).await;
+                    told.map_err(|e| PortError::new("tell the agent its new identity", e))?;
+                }
+            }
+            backend.place_identity(&self.record.id, &identity).await?;
+            Ok::<_, PortError>(true)
+        };
+        match renewed.await {
+            Ok(false) => {}
+            Ok(true) => tracing::info!(instance.id = %self.record.id, "its identity was renewed"),
+            Err(e) => {
+                tracing::warn!(instance.id = %self.record.id, "its identity was not renewed: {e}")
+            }
+        }
     }
 
     /// The agent's first answer: from here on the guest can be worked in.

@@ -1,0 +1,70 @@
+//! A guest's identity on the node's disk: one file in a directory that the guest sees read-only.
+//!
+//! It belongs to the guest's root, who alone may read it there; the directory is no part of the layer,
+//! so nothing that the guest does changes what the node finds in it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::time::SystemTime;
+
+use engine::ports::{GuestSpec, PortError};
+use link::{Authority, Kind, bundle_is_due};
+use wire::identity::Bundle;
+
+use super::config::ID_BASE;
+use super::layout::GuestDir;
+
+const FILE: &str = "bundle.json";
+
+/// Makes an identity for a guest.
+pub(super) fn new(authority: &Authority, spec: &GuestSpec) -> Result<Bundle, PortError> {
+    let kind = match spec.kind.as_str() {
+        "appliance" => Kind::Relay,
+        _ => Kind::Guest,
+    };
+    authority
+        .bundle(kind, &spec.id, SystemTime::now())
+        .map_err(|e| PortError::new(format!("make an identity for {}", spec.id), e))
+}
+
+/// The identity in place, if it can be used and will not end soon.
+pub(super) fn lasting(dir: &GuestDir) -> Option<Bundle> {
+    let text = fs::read(dir.identity().join(FILE)).ok()?;
+    let bundle: Bundle = serde_json::from_slice(&text).ok()?;
+    (!bundle_is_due(&bundle, SystemTime::now())).then_some(bundle)
+}
+
+/// Puts an identity in place, in one step.
+pub(super) fn place(dir: &GuestDir, bundle: &Bundle) -> Result<(), PortError> {
+    let directory = dir.identity();
+    let failed = |e: io::Error| PortError::new(format!("write {}", directory.display()), e);
+    match fs::create_dir(&directory) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
+        _ => {}
+    }
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    chown(&directory, Some(ID_BASE), Some(ID_BASE)).map_err(failed)?;
+    let text = serde_json::to_vec(bundle).map_err(|e| failed(e.into()))?;
+    let text = zeroize::Zeroizing::new(text);
+    let new = directory.join(".bundle.new");
+    let write = || -> io::Result<()> {
+        use std::io::Write as _;
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let _ = fs::remove_file(&new);
+        let mut file = fs::File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(&text)?;
+        rustix::fs::fchown(
+            &file,
+            Some(rustix::process::Uid::from_raw(ID_BASE)),
+            Some(rustix::process::Gid::from_raw(ID_BASE)),
+        )?;
+        file.sync_all()?;
+        fs::rename(&new, directory.join(FILE))
+    };
+    write().map_err(failed)
+}
