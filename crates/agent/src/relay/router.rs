@@ -15,15 +15,15 @@ use api::Problem;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use wire::gateway::{GatewayDiff, GatewayState};
 
 use crate::VERSION;
+use crate::answer::{Failure, json, no_such_method, no_such_path};
 use crate::gateway::Gateway;
 use crate::gateway::apply::ApplyError;
 use crate::gateway::system::System;
@@ -55,10 +55,8 @@ pub fn router<S: System>(shared: Arc<Shared<S>>) -> Router {
     Router::new()
         .route("/gateway", get(read::<S>).put(apply::<S>))
         .route("/health", get(health))
-        .fallback(async || problem(404, "no_such_path", "there is nothing at this path"))
-        .method_not_allowed_fallback(async || {
-            problem(405, "no_such_method", "the path does not know this method")
-        })
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
         .with_state(shared)
 }
 
@@ -131,15 +129,6 @@ async fn parse(body: Body) -> Result<GatewayState, Failure> {
     })
 }
 
-/// A problem on its way out.
-struct Failure(Problem);
-
-impl From<Problem> for Failure {
-    fn from(problem: Problem) -> Self {
-        Self(problem)
-    }
-}
-
 impl From<ApplyError> for Failure {
     fn from(error: ApplyError) -> Self {
         let detail = error.to_string();
@@ -151,30 +140,5 @@ impl From<ApplyError> for Failure {
             ApplyError::Incomplete { .. } => Problem::new(500, "apply_incomplete", detail)
                 .hint("the state is saved; apply it again once the cause is mended"),
         })
-    }
-}
-
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        let status =
-            StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = json(status, &self.0);
-        let kind = header::HeaderValue::from_static("application/problem+json");
-        response.headers_mut().insert(header::CONTENT_TYPE, kind);
-        response
-    }
-}
-
-fn problem(status: u16, code: &str, detail: &str) -> Response {
-    Failure(Problem::new(status, code, detail)).into_response()
-}
-
-fn json(status: StatusCode, value: &impl Serialize) -> Response {
-    match serde_json::to_vec(value) {
-        Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
-        Err(error) => {
-            tracing::error!(%error, "an answer could not be encoded");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
-        }
     }
 }
