@@ -28,11 +28,7 @@ pub async fn no_such_path() -> Response {
 
 /// A path is there, but not for the method.
 pub async fn no_such_method() -> Response {
-    problem(
-        405,
-        "no_such_method",
-        "the path does not know this method",
-    )
+    problem(405, "no_such_method", "the path does not know this method")
 }
 
 /// A problem on its way out.

@@ -97,11 +97,7 @@ pub struct Guest {
 
 impl Guest {
     /// Begins to listen. `began` is when the agent was started.
-    pub fn start(
-        options: &Options,
-        trust: Arc<Trust>,
-        began: Instant,
-    ) -> Result<Self, GuestError> {
+    pub fn start(options: &Options, trust: Arc<Trust>, began: Instant) -> Result<Self, GuestError> {
         let tcp = options.listen.map(|address| {
             door::listen(address).map_err(|source| GuestError::Listen { address, source })
         });

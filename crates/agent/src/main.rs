@@ -40,10 +40,20 @@ Exit codes: 0 done, 1 failed, 2 wrong use, 3 the relay is not reachable.
 const WORKERS: usize = 2;
 
 enum Task {
-    Serve { options: guest::Options, debug: bool },
-    Relay { paths: Paths, debug: bool },
-    Read { paths: Paths },
-    Apply { paths: Paths },
+    Serve {
+        options: guest::Options,
+        debug: bool,
+    },
+    Relay {
+        paths: Paths,
+        debug: bool,
+    },
+    Read {
+        paths: Paths,
+    },
+    Apply {
+        paths: Paths,
+    },
     Probe,
     Attach,
     Print(String),

@@ -9,9 +9,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::ring::{default_provider, sign};
 use rustls::pki_types::pem::{PemObject, SectionKind};
-use rustls::pki_types::{
-    CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime,
-};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use wire::identity::Bundle;
 use zeroize::Zeroizing;
@@ -38,7 +36,9 @@ pub enum IdentityError {
     #[error("the private key does not belong to the certificate")]
     Mismatch,
     /// The certificate has ended.
-    #[error("the certificate has expired: it ended at {not_after}, now is {now} (seconds since 1970)")]
+    #[error(
+        "the certificate has expired: it ended at {not_after}, now is {now} (seconds since 1970)"
+    )]
     Expired {
         /// Its end, in seconds since 1970.
         not_after: u64,
@@ -62,7 +62,9 @@ pub enum IdentityError {
         own: String,
     },
     /// A renewal ends before what is there.
-    #[error("the bundle ends at {offered}, before the current one at {current} (seconds since 1970)")]
+    #[error(
+        "the bundle ends at {offered}, before the current one at {current} (seconds since 1970)"
+    )]
     Older {
         /// The end of the offered certificate, in seconds since 1970.
         offered: u64,
@@ -122,8 +124,8 @@ impl Identity {
 }
 
 fn private_key(pem: &str) -> Result<Arc<dyn rustls::sign::SigningKey>, IdentityError> {
-    let (kind, der) = <(SectionKind, Vec<u8>)>::from_pem_slice(pem.as_bytes())
-        .map_err(|_| IdentityError::Key)?;
+    let (kind, der) =
+        <(SectionKind, Vec<u8>)>::from_pem_slice(pem.as_bytes()).map_err(|_| IdentityError::Key)?;
     let der = Zeroizing::new(der);
     if kind != SectionKind::PrivateKey {
         return Err(IdentityError::Key);

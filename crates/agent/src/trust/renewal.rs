@@ -49,7 +49,13 @@ async fn parse(body: Body) -> Result<Bundle, Failure> {
             Problem::new(413, "body_too_large", detail)
         })?;
     // Not in the parser's words, which may quote the key.
-    let malformed = || Problem::new(422, "invalid_identity", "the body is not an identity bundle");
+    let malformed = || {
+        Problem::new(
+            422,
+            "invalid_identity",
+            "the body is not an identity bundle",
+        )
+    };
     let text = owned(body);
     let bundle = serde_json::from_slice(&text).map_err(|_| malformed())?;
     Ok(bundle)
@@ -58,5 +64,8 @@ async fn parse(body: Body) -> Result<Bundle, Failure> {
 /// The body in a buffer that is overwritten when it is dropped, which its own is where nobody
 /// shares it.
 fn owned(body: Bytes) -> Zeroizing<Vec<u8>> {
-    Zeroizing::new(body.try_into_mut().map_or_else(|body| body.to_vec(), Vec::from))
+    Zeroizing::new(
+        body.try_into_mut()
+            .map_or_else(|body| body.to_vec(), Vec::from),
+    )
 }
