@@ -28,10 +28,10 @@ use crate::relay::notify;
 use crate::trust::bundle::BundleError;
 use crate::trust::{Trust, renewal};
 
-/// 512 connections in all; see [`Crowd`].
+/// 512 connections in all, with those that are about to go; see [`Crowd`].
 const LIMITS: Limits = Limits {
-    proven: 448,
-    unproven: 48,
+    proven: 400,
+    unproven: 96,
 };
 
 /// What the agent is told.

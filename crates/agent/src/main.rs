@@ -8,10 +8,11 @@ use std::process::ExitCode;
 use agent::client::{self, ClientError};
 use agent::gateway::paths::Paths;
 use agent::gateway::system::Appliance;
-use agent::{guest, relay};
+use agent::guest;
+use agent::relay::{self, Outside};
 use hyper::Method;
 use lexopt::prelude::*;
-use wire::agent::AGENT_PORT;
+use wire::agent::{AGENT_PORT, RELAY_PORT};
 
 const HELP: &str = "\
 proximity-agent: the part of Proximity inside guests and on the appliance
@@ -20,9 +21,10 @@ proximity-agent: the part of Proximity inside guests and on the appliance
         serve this guest to its controller, by TLS and with tokens
         (defaults: /etc/proximity/identity/bundle.json, 0.0.0.0:39383; with --unix and without
         --listen only on that socket, without TLS)
-  proximity-agent relay [--state FILE] [--run DIR] [--debug]
-        serve the gateway API on DIR/relay.sock and the routes in DIR/routes
-        (defaults: /var/lib/proximity/gateway.json, /run/proximity)
+  proximity-agent relay [--state FILE] [--run DIR] [--bundle FILE] [--listen ADDRESS:PORT] [--debug]
+        serve the gateway API on DIR/relay.sock and the routes in DIR/routes; with a valid identity
+        also the API and tunnels into the zone on TCP (defaults: /var/lib/proximity/gateway.json,
+        /run/proximity, /etc/proximity/identity/bundle.json, 0.0.0.0:39384)
   proximity-agent gateway read [--run DIR]
         print what holds on this appliance, as JSON
   proximity-agent gateway apply [--run DIR] < STATE
@@ -46,6 +48,7 @@ enum Task {
     },
     Relay {
         paths: Paths,
+        outside: Outside,
         debug: bool,
     },
     Read {
@@ -115,7 +118,15 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
             };
             Ok(Task::Serve { options, debug })
         }
-        ["relay"] => Ok(Task::Relay { paths, debug }),
+        ["relay"] => {
+            let listen = address.unwrap_or_else(|| any(RELAY_PORT));
+            let outside = Outside { bundle, listen };
+            Ok(Task::Relay {
+                paths,
+                outside,
+                debug,
+            })
+        }
         ["gateway", "read"] => Ok(Task::Read { paths }),
         ["gateway", "apply"] => Ok(Task::Apply { paths }),
         ["gateway", "probe"] => Ok(Task::Probe),
@@ -147,9 +158,13 @@ async fn run(task: Task) -> ExitCode {
                 Err(error) => tell(&format!("the agent cannot run: {error}"), 1),
             }
         }
-        Task::Relay { paths, debug } => {
+        Task::Relay {
+            paths,
+            outside,
+            debug,
+        } => {
             agent::log::start(debug);
-            match relay::run(paths, Appliance).await {
+            match relay::run(paths, Appliance, outside).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => tell(&format!("the relay cannot run: {error}"), 1),
             }

@@ -6,10 +6,11 @@
 //!                              │ 5 s without proof, or pushed out
 //!                              └──────────────────────────────────────▶ gone
 //! ```
-//! Unproven connections have few seats. When these are taken and another one comes, the one that has
-//! waited longest is pushed out, but not before it had the time that an honest caller needs: so
-//! neither many silent connections nor many noisy ones keep somebody with a token outside, and
-//! proven ones share nothing with them but the processor. Knows nothing of TLS or HTTP.
+//! Unproven connections have few seats. When these are taken and another one comes, one that was
+//! refused already is pushed out, else the one that has waited longest, but not before it had the
+//! time that an honest caller needs: so neither many silent connections nor many noisy ones keep
+//! somebody with a token outside, and proven ones share nothing with them but the processor. Knows
+//! nothing of TLS or HTTP.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -22,8 +23,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 /// How long an unproven connection may take from one answer to the next request, and from its
 /// beginning to its first: handshake and header included.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a connection is left alone even when others wait for its seat.
-const FAIR_CHANCE: Duration = Duration::from_millis(250);
+/// How long a connection that was not refused is left alone even when others wait for its seat.
+const FAIR_CHANCE: Duration = Duration::from_millis(400);
 /// A connection that was refused so often in a row is closed.
 const REFUSALS: u32 = 16;
 /// Seats for connections that were pushed out and are about to go.
@@ -111,12 +112,20 @@ impl Crowd {
         if unproven.waiting.len() < self.limits.unproven {
             return None;
         }
-        let oldest = unproven.waiting.first_entry()?;
-        let fair = oldest.get().came + FAIR_CHANCE;
-        if fair > Instant::now() {
-            return Some(fair);
-        }
-        oldest.remove().pushed_out.notify_one();
+        let mut waiting = unproven.waiting.values();
+        let refused = waiting.find(|peer| peer.refusals.load(Ordering::Relaxed) > 0);
+        let number = match refused {
+            Some(peer) => peer.number,
+            None => {
+                let (number, oldest) = unproven.waiting.first_key_value()?;
+                let fair = oldest.came + FAIR_CHANCE;
+                if fair > Instant::now() {
+                    return Some(fair);
+                }
+                *number
+            }
+        };
+        unproven.waiting.remove(&number)?.pushed_out.notify_one();
         None
     }
 
