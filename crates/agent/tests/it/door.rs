@@ -61,6 +61,15 @@ impl Agent {
         Caller::new(&self.connector, INSTANCE, self.address).await
     }
 
+    /// The same without TLS.
+    pub async fn plain_caller(&self) -> std::io::Result<Caller> {
+        Caller::over(UnixStream::connect(self.socket()).await?).await
+    }
+
+    fn socket(&self) -> std::path::PathBuf {
+        self.directory.path().join("agent.sock")
+    }
+
     /// A caller with a token is heard; how long that took.
     pub async fn answers(&self) -> Duration {
         let began = Instant::now();
@@ -166,11 +175,12 @@ async fn many_silent_connections_keep_nobody_outside() {
 async fn the_unix_socket_serves_the_same_and_needs_tokens_too() {
     use std::os::unix::fs::PermissionsExt;
     let agent = Agent::start();
-    let path = agent.directory.path().join("agent.sock");
-    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    let mode = std::fs::metadata(agent.socket())
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
-    let stream = UnixStream::connect(&path).await.unwrap();
-    let mut caller = Caller::over(stream).await.unwrap();
+    let mut caller = agent.plain_caller().await.unwrap();
     let answer = caller.call("PUT", "/identity", &[], "").await.unwrap();
     assert_eq!(answer.code(), "no_token");
     let answer = caller.with_token("PUT", "/identity", &agent.token()).await;
