@@ -1,22 +1,30 @@
 //! The command line of `proximity-agent`. Parses arguments and hands over to the library.
 
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use agent::client::{self, ClientError};
 use agent::gateway::paths::Paths;
 use agent::gateway::system::Appliance;
-use agent::relay;
+use agent::guest;
+use agent::relay::{self, Outside};
 use hyper::Method;
 use lexopt::prelude::*;
+use wire::agent::{AGENT_PORT, RELAY_PORT};
 
 const HELP: &str = "\
 proximity-agent: the part of Proximity inside guests and on the appliance
 
-  proximity-agent relay [--state FILE] [--run DIR] [--debug]
-        serve the gateway API on DIR/relay.sock and the routes in DIR/routes
-        (defaults: /var/lib/proximity/gateway.json, /run/proximity)
+  proximity-agent serve [--bundle FILE] [--listen ADDRESS:PORT] [--unix PATH] [--debug]
+        serve this guest to its controller, by TLS and with tokens
+        (defaults: /etc/proximity/identity/bundle.json, 0.0.0.0:39383; with --unix and without
+        --listen only on that socket, without TLS)
+  proximity-agent relay [--state FILE] [--run DIR] [--bundle FILE] [--listen ADDRESS:PORT] [--debug]
+        serve the gateway API on DIR/relay.sock and the routes in DIR/routes; with a valid identity
+        also the API and tunnels into the zone on TCP (defaults: /var/lib/proximity/gateway.json,
+        /run/proximity, /etc/proximity/identity/bundle.json, 0.0.0.0:39384)
   proximity-agent gateway read [--run DIR]
         print what holds on this appliance, as JSON
   proximity-agent gateway apply [--run DIR] < STATE
@@ -30,10 +38,25 @@ proximity-agent: the part of Proximity inside guests and on the appliance
 Exit codes: 0 done, 1 failed, 2 wrong use, 3 the relay is not reachable.
 ";
 
+/// Threads of a guest's agent.
+const WORKERS: usize = 2;
+
 enum Task {
-    Relay { paths: Paths, debug: bool },
-    Read { paths: Paths },
-    Apply { paths: Paths },
+    Serve {
+        options: guest::Options,
+        debug: bool,
+    },
+    Relay {
+        paths: Paths,
+        outside: Outside,
+        debug: bool,
+    },
+    Read {
+        paths: Paths,
+    },
+    Apply {
+        paths: Paths,
+    },
     Probe,
     Attach,
     Print(String),
@@ -46,9 +69,12 @@ fn main() -> ExitCode {
         Ok(task) => task,
         Err(error) => return tell(&format!("{error}\n\n{HELP}"), 2),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
+    let mut runtime = match task {
+        // A guest's callers run commands and move files at the same time.
+        Task::Serve { .. } => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = runtime.worker_threads(WORKERS).enable_all().build();
     match runtime {
         Ok(runtime) => runtime.block_on(run(task)),
         Err(error) => tell(&format!("the event loop cannot start: {error}"), 1),
@@ -59,6 +85,8 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
     let defaults = Paths::appliance();
     let (mut state, mut run) = (defaults.state().to_owned(), defaults.run().to_owned());
     let mut root = PathBuf::from("/");
+    let mut bundle = PathBuf::from(wire::identity::PATH);
+    let (mut address, mut unix) = (None, None);
     let mut debug = false;
     let mut words: Vec<String> = Vec::new();
     while let Some(argument) = arguments.next()? {
@@ -67,6 +95,9 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
             Long("run") => run = arguments.value()?.into(),
             // For tests: where the appliance's other files are looked for.
             Long("root") => root = arguments.value()?.into(),
+            Long("bundle") => bundle = arguments.value()?.into(),
+            Long("listen") => address = Some(arguments.value()?.parse::<SocketAddr>()?),
+            Long("unix") => unix = Some(arguments.value()?.into()),
             Long("debug") => debug = true,
             Short('h') | Long("help") => return Ok(Task::Print(HELP.to_owned())),
             Short('V') | Long("version") => return Ok(Task::Print(version())),
@@ -77,7 +108,25 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
     let paths = Paths::new(&root, &state, &run);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["relay"] => Ok(Task::Relay { paths, debug }),
+        ["serve"] => {
+            // Whoever asks for a unix socket alone gets no port.
+            let listen = address.or_else(|| unix.is_none().then(|| any(AGENT_PORT)));
+            let options = guest::Options {
+                bundle,
+                listen,
+                unix,
+            };
+            Ok(Task::Serve { options, debug })
+        }
+        ["relay"] => {
+            let listen = address.unwrap_or_else(|| any(RELAY_PORT));
+            let outside = Outside { bundle, listen };
+            Ok(Task::Relay {
+                paths,
+                outside,
+                debug,
+            })
+        }
         ["gateway", "read"] => Ok(Task::Read { paths }),
         ["gateway", "apply"] => Ok(Task::Apply { paths }),
         ["gateway", "probe"] => Ok(Task::Probe),
@@ -89,6 +138,10 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
     }
 }
 
+fn any(port: u16) -> SocketAddr {
+    (Ipv4Addr::UNSPECIFIED, port).into()
+}
+
 fn version() -> String {
     format!("proximity-agent {}\n", agent::VERSION)
 }
@@ -98,9 +151,20 @@ async fn run(task: Task) -> ExitCode {
         Task::Print(text) => print(text.as_bytes()),
         Task::Attach => agent::attach::run(),
         Task::Probe => probe().await,
-        Task::Relay { paths, debug } => {
+        Task::Serve { options, debug } => {
             agent::log::start(debug);
-            match relay::run(paths, Appliance).await {
+            match guest::run(options).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => tell(&format!("the agent cannot run: {error}"), 1),
+            }
+        }
+        Task::Relay {
+            paths,
+            outside,
+            debug,
+        } => {
+            agent::log::start(debug);
+            match relay::run(paths, Appliance, outside).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => tell(&format!("the relay cannot run: {error}"), 1),
             }

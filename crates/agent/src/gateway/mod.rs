@@ -26,7 +26,7 @@ pub mod validate;
 pub mod word;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 
 use tokio::sync::watch;
 use wire::gateway::GatewayState;
@@ -53,5 +53,10 @@ impl<S: System> Gateway<S> {
             routes,
             accepted: watch::Sender::new(None),
         }
+    }
+
+    /// Shows the last accepted state, and every one that follows.
+    pub fn accepted(&self) -> watch::Receiver<Option<GatewayState>> {
+        self.accepted.subscribe()
     }
 }

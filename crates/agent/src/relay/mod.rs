@@ -2,19 +2,26 @@
 //!
 //! ```text
 //!  relay.sock ──▶ router ──Apply──▶ owner task ──▶ Gateway::apply (one at a time)
-//!                    └──────────────────────────▶ Gateway::report (any time)
+//!  TCP 39384 ─TLS───▲  └────────────────────────▶ Gateway::report (any time)
+//!       └─────tunnel──────▶ an agent in the zone
 //! ```
 //! At start the last saved state is applied, so an appliance that restarts needs no controller.
-//! Owns the relay's socket; never listens anywhere unless its directories are as they should be.
+//! Owns the relay's socket; never listens anywhere unless its directories are as they should be, nor
+//! on TCP without a valid identity. Without one it goes on for root on the appliance: the zone's
+//! routes and names do not depend on who may call from outside.
 
+pub mod door;
 pub mod notify;
+pub mod passage;
 pub mod route;
 pub mod router;
 pub mod splice;
+pub mod tunnel;
 
 use std::fs::Permissions;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,15 +31,18 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
+use wire::gateway::GatewayState;
 
 use crate::durable::{self, FileError};
 use crate::gateway::apply::RestoreError;
 use crate::gateway::paths::Paths;
 use crate::gateway::system::System;
 use crate::gateway::{Gateway, identity};
+use crate::trust::Trust;
+use door::Door;
 use route::RouteTable;
-use router::{Apply, Shared, router};
+use router::{Apply, Shared};
 
 /// Callers of the API at a time; it has one, the controller.
 const CALLERS: usize = 32;
@@ -51,11 +61,21 @@ pub enum RelayError {
     Signal(#[source] std::io::Error),
 }
 
+/// Where the relay is reached from outside.
+#[derive(Debug, Clone)]
+pub struct Outside {
+    /// The appliance's identity bundle.
+    pub bundle: PathBuf,
+    /// The TCP port.
+    pub listen: SocketAddr,
+}
+
 /// Runs the relay until it is told to stop.
-pub async fn run<S: System>(paths: Paths, system: S) -> Result<(), RelayError> {
+pub async fn run<S: System>(paths: Paths, system: S, outside: Outside) -> Result<(), RelayError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RelayError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RelayError::Signal)?;
-    let relay = Relay::start(paths, system).await?;
+    let mut relay = Relay::start(paths, system).await?;
+    open(&mut relay, &outside);
     notify::send("READY=1");
     tracing::info!(version = crate::VERSION, "the relay is ready");
     tokio::select! {
@@ -69,15 +89,36 @@ pub async fn run<S: System>(paths: Paths, system: S) -> Result<(), RelayError> {
     Ok(())
 }
 
+/// Opens the TCP port, or says why it stays closed.
+fn open(relay: &mut Relay, outside: &Outside) {
+    let trust = match Trust::load(&outside.bundle) {
+        Ok(trust) => Arc::new(trust),
+        Err(error) => {
+            tracing::error!(%error, "the relay's TCP port stays closed");
+            return;
+        }
+    };
+    match relay.open(trust, outside.listen) {
+        Ok(address) => tracing::info!(listen = %address, "the relay is open to its controller"),
+        Err(error) => {
+            tracing::error!(%error, address = %outside.listen, "the relay's TCP port stays closed");
+        }
+    }
+}
+
 /// A relay that has restored its state and listens.
 pub struct Relay {
     listener: UnixListener,
-    router: Router,
+    /// The routes of the gateway API.
+    gateway: Router,
+    accepted: watch::Receiver<Option<GatewayState>>,
+    door: Option<Door>,
 }
 
 impl Relay {
-    /// Prepares the appliance, applies the last saved state and begins to listen. A state that
-    /// cannot be restored is no reason not to run: the controller can then say what should hold.
+    /// Prepares the appliance, applies the last saved state and begins to listen on the unix socket.
+    /// A state that cannot be restored is no reason not to run: the controller can then say what
+    /// should hold.
     pub async fn start<S: System>(paths: Paths, system: S) -> Result<Self, RelayError> {
         durable::directory(paths.run(), 0o755)?;
         let group = identity::caddy(&paths).map(|user| user.gid);
@@ -92,32 +133,58 @@ impl Relay {
         restore(&gateway).await;
         let (applies, queue) = mpsc::channel(WAITING_APPLIES);
         tokio::spawn(own(gateway.clone(), queue));
+        let accepted = gateway.accepted();
         let shared = Arc::new(Shared { gateway, applies });
         Ok(Self {
             listener,
-            router: router(shared),
+            gateway: router::gateway(shared),
+            accepted,
+            door: None,
         })
     }
 
-    /// Answers the API's callers, for ever.
+    /// Opens the TCP port too, for bearers of tokens. Returns where it is.
+    pub fn open(&mut self, trust: Arc<Trust>, listen: SocketAddr) -> std::io::Result<SocketAddr> {
+        let door = Door::open(listen, trust, self.gateway.clone(), self.accepted.clone())?;
+        let address = door.address()?;
+        self.door = Some(door);
+        Ok(address)
+    }
+
+    /// Answers callers, for ever.
     pub async fn serve(self) {
-        let callers = Arc::new(Semaphore::new(CALLERS));
-        loop {
-            let Ok(permit) = callers.clone().acquire_owned().await else {
-                return;
-            };
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    let router = self.router.clone();
-                    tokio::spawn(async move {
-                        serve_one(stream, router).await;
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a caller could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+        let inside = serve_inside(self.listener, router::inside(self.gateway));
+        let outside = async {
+            match self.door {
+                Some(door) => door.serve().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = inside => {}
+            () = outside => {}
+        }
+    }
+}
+
+/// Answers root on the appliance, who needs no token.
+async fn serve_inside(listener: UnixListener, router: Router) {
+    let callers = Arc::new(Semaphore::new(CALLERS));
+    loop {
+        let Ok(permit) = callers.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let router = router.clone();
+                tokio::spawn(async move {
+                    serve_one(stream, router).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a caller could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }

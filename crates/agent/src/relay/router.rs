@@ -1,12 +1,14 @@
-//! The relay's HTTP API: one router, whatever it is served on.
+//! The relay's HTTP API, whatever it is served on.
 //!
 //! | method and path | body | answer |
 //! |---|---|---|
 //! | `PUT /gateway` | `GatewayState` | 200 `GatewayDiff`; 422 when it contradicts itself; 500 when steps failed |
 //! | `GET /gateway` | – | 200 `GatewayReport` |
-//! | `GET /health` | – | 200 `{"status":"ok","version"}` |
+//! | `POST /probe` | `ProbeRequest` | 204 when the instance answers; 504 with what was seen last |
+//! | `GET /health` | – | 200 `{"status":"ok","version"}` (on TCP `wire::agent::Health`) |
 //!
-//! Errors are RFC 9457 problems. Who may call is decided where the router is served.
+//! Errors are RFC 9457 problems. Who may call is decided where the router is served. A probe ends
+//! when its caller hangs up; an apply does not.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,23 +17,28 @@ use api::Problem;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use serde::Serialize;
+use axum::routing::{get, post};
+use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-use wire::gateway::{GatewayDiff, GatewayState};
+use wire::gateway::{GatewayDiff, GatewayState, ProbeRequest};
 
+use super::tunnel::is_a_guests;
 use crate::VERSION;
+use crate::answer::{Failure, json, no_such_method, no_such_path};
 use crate::gateway::Gateway;
 use crate::gateway::apply::ApplyError;
 use crate::gateway::system::System;
+use crate::probe;
 
 /// A state of 4 MiB has tens of thousands of hosts.
 const BODY_MAX_BYTES: usize = 4 << 20;
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 const APPLY_DEADLINE: Duration = Duration::from_secs(180);
+/// The longest that a probe tries.
+const PROBE_MAX_MS: u64 = 600_000;
 const REPORT_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A state to apply, and where the answer goes.
@@ -50,16 +57,20 @@ pub struct Shared<S> {
     pub applies: mpsc::Sender<Apply>,
 }
 
-/// The router over a gateway.
-pub fn router<S: System>(shared: Arc<Shared<S>>) -> Router {
+/// The routes over a gateway, without a fallback.
+pub fn gateway<S: System>(shared: Arc<Shared<S>>) -> Router {
     Router::new()
         .route("/gateway", get(read::<S>).put(apply::<S>))
-        .route("/health", get(health))
-        .fallback(async || problem(404, "no_such_path", "there is nothing at this path"))
-        .method_not_allowed_fallback(async || {
-            problem(405, "no_such_method", "the path does not know this method")
-        })
+        .route("/probe", post(probe::<S>))
         .with_state(shared)
+}
+
+/// The whole API for root on the appliance.
+pub fn inside(gateway: Router) -> Router {
+    gateway
+        .route("/health", get(health))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
 }
 
 async fn health() -> Response {
@@ -88,7 +99,7 @@ async fn apply<S: System>(
     State(shared): State<Arc<Shared<S>>>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let state = parse(request.into_body()).await?;
+    let state = parse(request.into_body(), "invalid_state", "gateway state").await?;
     let (answer, answered) = oneshot::channel();
     shared
         .applies
@@ -110,7 +121,34 @@ async fn apply<S: System>(
     }
 }
 
-async fn parse(body: Body) -> Result<GatewayState, Failure> {
+/// Waits until an instance of the zone answers.
+async fn probe<S: System>(
+    State(shared): State<Arc<Shared<S>>>,
+    request: Request,
+) -> Result<StatusCode, Failure> {
+    let mut request: ProbeRequest =
+        parse(request.into_body(), "invalid_probe", "probe request").await?;
+    let address = request.address;
+    let accepted = shared.gateway.accepted();
+    let in_zone = matches!(&*accepted.borrow(), Some(s) if is_a_guests(&s.network, address));
+    if !in_zone {
+        let detail = format!("{address} is not a guest's address in the zone");
+        return Err(Problem::new(422, "not_in_zone", detail).into());
+    }
+    request.deadline_ms = request.deadline_ms.min(PROBE_MAX_MS);
+    let report = probe::run(&request).await;
+    if report.ready {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    let detail = format!(
+        "{address}:{} did not answer within {} ms: {}",
+        request.port, report.elapsed_ms, report.last
+    );
+    Err(Problem::new(504, "not_ready", detail).into())
+}
+
+/// Reads a body as JSON of `what`; `code` is for one that is JSON of something else.
+async fn parse<T: DeserializeOwned>(body: Body, code: &str, what: &str) -> Result<T, Failure> {
     let body = timeout(BODY_DEADLINE, to_bytes(body, BODY_MAX_BYTES))
         .await
         .map_err(|_| Problem::new(408, "body_deadline", "the body did not arrive in time"))?
@@ -120,24 +158,13 @@ async fn parse(body: Body) -> Result<GatewayState, Failure> {
             Problem::new(413, "body_too_large", detail)
         })?;
     serde_json::from_slice(&body).map_err(|e| match e.classify() {
-        serde_json::error::Category::Data => Problem::new(
-            422,
-            "invalid_state",
-            format!("this is no gateway state: {e}"),
-        )
-        .hint("controller and agent may be of different versions; update the older one")
-        .into(),
+        serde_json::error::Category::Data => {
+            Problem::new(422, code, format!("this is no {what}: {e}"))
+                .hint("controller and agent may be of different versions; update the older one")
+                .into()
+        }
         _ => Problem::new(400, "invalid_json", format!("the body is not JSON: {e}")).into(),
     })
-}
-
-/// A problem on its way out.
-struct Failure(Problem);
-
-impl From<Problem> for Failure {
-    fn from(problem: Problem) -> Self {
-        Self(problem)
-    }
 }
 
 impl From<ApplyError> for Failure {
@@ -151,30 +178,5 @@ impl From<ApplyError> for Failure {
             ApplyError::Incomplete { .. } => Problem::new(500, "apply_incomplete", detail)
                 .hint("the state is saved; apply it again once the cause is mended"),
         })
-    }
-}
-
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        let status =
-            StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = json(status, &self.0);
-        let kind = header::HeaderValue::from_static("application/problem+json");
-        response.headers_mut().insert(header::CONTENT_TYPE, kind);
-        response
-    }
-}
-
-fn problem(status: u16, code: &str, detail: &str) -> Response {
-    Failure(Problem::new(status, code, detail)).into_response()
-}
-
-fn json(status: StatusCode, value: &impl Serialize) -> Response {
-    match serde_json::to_vec(value) {
-        Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
-        Err(error) => {
-            tracing::error!(%error, "an answer could not be encoded");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
-        }
     }
 }

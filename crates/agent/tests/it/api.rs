@@ -20,7 +20,7 @@ use wire::gateway::{GatewayDiff, GatewayReport, GatewayState};
 
 /// A machine on which every command succeeds, every name is gone and nothing listens.
 #[derive(Clone, Default)]
-struct Bare {
+pub struct Bare {
     /// The most commands that ran at one time, and those that run now.
     at_once: Arc<Mutex<usize>>,
     now: Arc<AtomicUsize>,
@@ -55,13 +55,19 @@ struct Lab {
     _root: tempfile::TempDir,
 }
 
-async fn lab() -> Lab {
+/// The files of an appliance that has just been made.
+pub fn appliance() -> (tempfile::TempDir, Paths) {
     let root = tempfile::tempdir().unwrap();
     let paths = Paths::below(root.path());
     for directory in ["conf/all", "conf/eth1", "neigh/eth1"] {
         let directory = paths.sysctl(&format!("net/ipv4/{directory}"));
         std::fs::create_dir_all(directory).unwrap();
     }
+    (root, paths)
+}
+
+async fn lab() -> Lab {
+    let (root, paths) = appliance();
     let system = Bare::default();
     let relay = Relay::start(paths.clone(), system.clone()).await.unwrap();
     tokio::spawn(relay.serve());
@@ -88,7 +94,7 @@ impl Lab {
     }
 }
 
-fn state() -> GatewayState {
+pub fn state() -> GatewayState {
     serde_json::from_str(
         r#"{"network":{"domain":"prox.local","subnet":"10.20.0.0/24","gateway":"10.20.0.1",
         "dhcp_first":"10.20.0.100","dhcp_last":"10.20.0.250","lease_s":43200,

@@ -1,4 +1,4 @@
-//! The relay as its callers see it: real sockets, real TCP, an appliance in a directory.
+//! Agent and relay as their callers see them: real sockets, real TLS, an appliance in a directory.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,4 +8,10 @@
 )]
 
 mod api;
+mod authority;
+mod caller;
+mod door;
+mod flood;
 mod routes;
+mod trust;
+mod tunnel;

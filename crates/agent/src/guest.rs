@@ -1,0 +1,182 @@
+//! The agent in a guest: one router behind one door.
+//!
+//! ```text
+//!   TCP 39383 ──TLS──┐            ┌─ open ──────── GET /health
+//!                    ├──▶ router ─┼─ identity ──── PUT /identity
+//!   unix socket ─────┘            └─ exec, files, forward ─ their modules
+//! ```
+//! Without a valid identity nothing listens. Nothing slow happens before it does.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::routing::get;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use wire::agent::Health;
+
+use crate::answer::{json, no_such_method, no_such_path};
+use crate::door::{self, Crowd, Limits};
+use crate::durable::FileError;
+use crate::relay::notify;
+use crate::trust::bundle::BundleError;
+use crate::trust::{Trust, renewal};
+
+/// 512 connections in all, with those that are about to go; see [`Crowd`].
+const LIMITS: Limits = Limits {
+    proven: 400,
+    unproven: 96,
+};
+
+/// What the agent is told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The identity bundle.
+    pub bundle: PathBuf,
+    /// Where to listen on TCP, with TLS.
+    pub listen: Option<SocketAddr>,
+    /// Where to listen on a unix socket, without TLS but with tokens all the same.
+    pub unix: Option<PathBuf>,
+}
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// There is no valid identity.
+    #[error(transparent)]
+    Identity(#[from] BundleError),
+    /// The TCP port cannot be had.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The unix socket cannot be made.
+    #[error(transparent)]
+    Socket(#[from] FileError),
+    /// A signal handler could not be installed.
+    #[error("signals cannot be received: {0}")]
+    Signal(#[source] std::io::Error),
+}
+
+/// Runs the agent until it is told to stop.
+pub async fn run(options: Options) -> Result<(), GuestError> {
+    let began = Instant::now();
+    let mut terminate = signal(SignalKind::terminate()).map_err(GuestError::Signal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(GuestError::Signal)?;
+    let trust = Arc::new(Trust::load(&options.bundle)?);
+    let guest = Guest::start(&options, trust, began)?;
+    notify::send("READY=1");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = guest.serve() => {}
+        () = notify::watchdog() => {}
+    }
+    notify::send("STOPPING=1");
+    tracing::info!("the agent stops");
+    Ok(())
+}
+
+/// An agent that listens.
+pub struct Guest {
+    tcp: Option<TcpListener>,
+    unix: Option<UnixListener>,
+    trust: Arc<Trust>,
+    router: Router,
+}
+
+impl Guest {
+    /// Begins to listen. `began` is when the agent was started.
+    pub fn start(options: &Options, trust: Arc<Trust>, began: Instant) -> Result<Self, GuestError> {
+        let tcp = options.listen.map(|address| {
+            door::listen(address).map_err(|source| GuestError::Listen { address, source })
+        });
+        let unix = options.unix.as_deref().map(door::listen_unix);
+        let guest = Self {
+            tcp: tcp.transpose()?,
+            unix: unix.transpose()?,
+            router: router(&trust, began),
+            trust,
+        };
+        tracing::info!(
+            version = crate::VERSION,
+            instance = guest.trust.instance(),
+            listen = ?guest.address(),
+            "the agent is ready"
+        );
+        Ok(guest)
+    }
+
+    /// Where it listens on TCP.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref()?.local_addr().ok()
+    }
+
+    /// Answers callers, for ever.
+    pub async fn serve(self) {
+        let (trust, router, crowd) = (self.trust, self.router, Crowd::new(LIMITS));
+        let plain = router.clone();
+        let tcp = async {
+            match self.tcp {
+                Some(listener) => {
+                    door::accept(listener, crowd, move |stream, seat| {
+                        door::serve_tls(stream, seat, trust.clone(), router.clone())
+                    })
+                    .await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let unix = async {
+            match self.unix {
+                Some(listener) => {
+                    door::accept(listener, Crowd::new(LIMITS), move |stream, seat| {
+                        door::serve(stream, seat, plain.clone())
+                    })
+                    .await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tcp => {}
+            () = unix => {}
+        }
+    }
+}
+
+/// Every route of the agent, each behind the scope that it needs. Routes of other modules are merged
+/// here as `require(exec::router(…), trust, Scope::Exec)`; they bring no fallback of their own.
+pub fn router(trust: &Arc<Trust>, began: Instant) -> Router {
+    health(trust, began)
+        .merge(renewal::router(trust))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+}
+
+/// `GET /health`, the one open route.
+pub fn health(trust: &Arc<Trust>, began: Instant) -> Router {
+    Router::new()
+        .route("/health", get(tell_health))
+        .with_state((trust.clone(), began))
+}
+
+async fn tell_health(State((trust, began)): State<(Arc<Trust>, Instant)>) -> Response {
+    let health = Health {
+        status: "ok".into(),
+        version: crate::VERSION.into(),
+        instance: trust.instance().into(),
+        uptime_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+    };
+    json(StatusCode::OK, &health)
+}
