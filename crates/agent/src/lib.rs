@@ -5,10 +5,14 @@
 //! [`client`] is how the controller talks to it from inside. Nothing here knows which backend the
 //! machine around it belongs to.
 
+pub mod account;
+pub mod answer;
 pub mod attach;
 pub mod client;
 pub mod durable;
+pub mod exec;
 pub mod gateway;
+pub mod init;
 pub mod log;
 pub mod probe;
 pub mod relay;

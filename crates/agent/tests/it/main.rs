@@ -1,4 +1,4 @@
-//! The relay as its callers see it: real sockets, real TCP, an appliance in a directory.
+//! The agent as its callers see it: real sockets, real TCP, real processes, an appliance in a directory.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,4 +8,6 @@
 )]
 
 mod api;
+mod exec;
+mod guest_commands;
 mod routes;
