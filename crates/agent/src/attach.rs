@@ -4,8 +4,6 @@
 //! Runs in a process of its own with one thread and no event loop. Never reads a byte beyond the
 //! request: what follows is the command's input.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -15,20 +13,11 @@ use rustix::process::{Gid, Uid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use wire::attach::{Answer, AttachRequest, COOKIE, MAX_REQUEST};
 
+use crate::account::{self, Account, environment};
+
 /// A shell's codes for a program that can't be run.
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
-
-/// Who a command runs as.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Account {
-    name: String,
-    uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
-    home: String,
-    shell: String,
-}
 
 /// Reads the request and becomes the command. Returns only if that failed.
 pub fn run() -> ExitCode {
@@ -93,11 +82,7 @@ fn read_exact(mut buffer: &mut [u8]) -> io::Result<()> {
 
 fn prepare(request: &AttachRequest) -> Result<Command, String> {
     let (program, arguments) = request.argv.split_first().ok_or("there is no command")?;
-    let account = find_account(
-        request.user.as_deref().unwrap_or("0"),
-        &fs::read_to_string("/etc/passwd").unwrap_or_default(),
-        &fs::read_to_string("/etc/group").unwrap_or_default(),
-    )?;
+    let account = account::of(request.user.as_deref().unwrap_or("0"))?;
     give_pipes(&account);
     become_account(&account)?;
     let directory = match &request.cwd {
@@ -114,22 +99,6 @@ fn prepare(request: &AttachRequest) -> Result<Command, String> {
         .envs(environment(&account, &request.env))
         .env(COOKIE, &request.cookie);
     Ok(command)
-}
-
-fn environment(account: &Account, asked: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    let mut env: BTreeMap<String, String> = [
-        ("PATH", path),
-        ("HOME", &account.home),
-        ("USER", &account.name),
-        ("LOGNAME", &account.name),
-        ("SHELL", &account.shell),
-        ("LANG", "C.UTF-8"),
-    ]
-    .map(|(k, v)| (k.to_owned(), v.to_owned()))
-    .into();
-    env.extend(asked.clone());
-    env
 }
 
 /// So that the command can open `/dev/stdout` and the like, whoever it runs as. Pipes that are not ours to
@@ -153,96 +122,4 @@ fn become_account(account: &Account) -> Result<(), String> {
         .and_then(|()| set_thread_res_gid(gid, gid, gid))
         .and_then(|()| set_thread_res_uid(uid, uid, uid))
         .map_err(|e| format!("user {:?} can't be taken on: {e}", account.name))
-}
-
-/// Finds a user by name or number in the guest's own files. A number without an entry is a user too.
-fn find_account(user: &str, passwd: &str, group: &str) -> Result<Account, String> {
-    let number = user.parse::<u32>().ok();
-    let entry = passwd.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        let [name, _, uid, gid, _, home, shell] = fields.as_slice() else {
-            return None;
-        };
-        let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
-        let wanted = *name == user || number == Some(uid);
-        wanted.then(|| {
-            (
-                (*name).to_owned(),
-                uid,
-                gid,
-                (*home).to_owned(),
-                (*shell).to_owned(),
-            )
-        })
-    });
-    let (name, uid, gid, home, shell) = match (entry, number) {
-        (Some(entry), _) => entry,
-        (None, Some(0)) => ("root".into(), 0, 0, "/root".into(), "/bin/sh".into()),
-        (None, Some(n)) => (n.to_string(), n, n, "/".into(), "/bin/sh".into()),
-        (None, None) => return Err(format!("there is no user {user:?} in the guest")),
-    };
-    let member_of = group.lines().filter_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        let [_, _, gid, members] = fields.as_slice() else {
-            return None;
-        };
-        members
-            .split(',')
-            .any(|m| m == name)
-            .then(|| gid.parse().ok())?
-    });
-    let mut groups: Vec<u32> = std::iter::once(gid).chain(member_of).collect();
-    groups.sort_unstable();
-    groups.dedup();
-    let shell = if shell.is_empty() {
-        "/bin/sh".into()
-    } else {
-        shell
-    };
-    Ok(Account {
-        name,
-        uid,
-        gid,
-        groups,
-        home,
-        shell,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nwww-data:x:33:33:www:/var/www:/usr/sbin/nologin\nbroken\n";
-    const GROUP: &str = "root:x:0:\nadm:x:4:www-data,other\nwww-data:x:33:\n";
-
-    #[test]
-    fn users_by_name_and_number() {
-        let www = find_account("www-data", PASSWD, GROUP).unwrap();
-        assert_eq!(
-            (www.uid, www.gid, www.groups.as_slice()),
-            (33, 33, [4, 33].as_slice())
-        );
-        assert_eq!(find_account("33", PASSWD, GROUP).unwrap(), www);
-        let unknown = find_account("4711", PASSWD, GROUP).unwrap();
-        assert_eq!(
-            (unknown.uid, unknown.gid, unknown.home.as_str()),
-            (4711, 4711, "/")
-        );
-        assert!(
-            find_account("nobody-here", PASSWD, GROUP)
-                .unwrap_err()
-                .contains("nobody-here")
-        );
-        assert_eq!(find_account("0", "", "").unwrap().name, "root");
-    }
-
-    #[test]
-    fn what_the_caller_asks_for_wins() {
-        let root = find_account("root", PASSWD, GROUP).unwrap();
-        let asked = BTreeMap::from([("HOME".to_owned(), "/srv".to_owned())]);
-        let env = environment(&root, &asked);
-        assert_eq!(env["HOME"], "/srv");
-        assert_eq!(env["SHELL"], "/bin/bash");
-    }
 }

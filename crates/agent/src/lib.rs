@@ -6,13 +6,16 @@
 //! know callers by [`trust`] and take them in by [`door`]. Nothing here knows which backend the
 //! machine around it belongs to.
 
+pub mod account;
 pub mod answer;
 pub mod attach;
 pub mod client;
 pub mod door;
 pub mod durable;
+pub mod exec;
 pub mod gateway;
 pub mod guest;
+pub mod init;
 pub mod log;
 pub mod probe;
 pub mod relay;

@@ -12,6 +12,8 @@ mod authority;
 mod caller;
 mod door;
 mod flood;
+mod exec;
+mod guest_commands;
 mod routes;
 mod trust;
 mod tunnel;
