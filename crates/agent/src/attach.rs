@@ -21,11 +21,11 @@ const NOT_FOUND: u8 = 127;
 
 /// Who a command runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Account {
-    name: String,
-    uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
+pub(crate) struct Account {
+    pub(crate) name: String,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
     home: String,
     shell: String,
 }
@@ -156,7 +156,7 @@ fn become_account(account: &Account) -> Result<(), String> {
 }
 
 /// Finds a user by name or number in the guest's own files. A number without an entry is a user too.
-fn find_account(user: &str, passwd: &str, group: &str) -> Result<Account, String> {
+pub(crate) fn find_account(user: &str, passwd: &str, group: &str) -> Result<Account, String> {
     let number = user.parse::<u32>().ok();
     let entry = passwd.lines().find_map(|line| {
         let fields: Vec<&str> = line.split(':').collect();

@@ -8,6 +8,8 @@
 pub mod attach;
 pub mod client;
 pub mod durable;
+pub mod files;
+pub mod forward;
 pub mod gateway;
 pub mod log;
 pub mod probe;

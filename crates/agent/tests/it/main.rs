@@ -8,4 +8,7 @@
 )]
 
 mod api;
+mod files;
+mod forward;
 mod routes;
+mod served;
