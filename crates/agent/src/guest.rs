@@ -19,14 +19,17 @@ use axum::response::Response;
 use axum::routing::get;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
-use wire::agent::Health;
+use wire::agent::{Health, Scope};
 
 use crate::answer::{json, no_such_method, no_such_path};
 use crate::door::{self, Crowd, Limits};
 use crate::durable::FileError;
+use crate::exec::{self, Processes};
+use crate::init::{self, InitError};
 use crate::relay::notify;
 use crate::trust::bundle::BundleError;
-use crate::trust::{Trust, renewal};
+use crate::trust::{Trust, renewal, require};
+use crate::{files, forward};
 
 /// 512 connections in all, with those that are about to go; see [`Crowd`].
 const LIMITS: Limits = Limits {
@@ -87,6 +90,23 @@ pub async fn run(options: Options) -> Result<(), GuestError> {
     Ok(())
 }
 
+/// Runs the agent as process 1 of a guest that has no init system, until the guest is told to halt.
+/// A guest whose agent can't serve goes on: what it says stands on its console.
+pub async fn init(options: Options) -> Result<(), InitError> {
+    let began = Instant::now();
+    init::prepare()?;
+    init::run(async {
+        let served = Trust::load(&options.bundle)
+            .map_err(GuestError::from)
+            .and_then(|trust| Guest::start(&options, Arc::new(trust), began));
+        match served {
+            Ok(guest) => guest.serve().await,
+            Err(error) => tracing::error!(%error, "the agent cannot serve"),
+        }
+    })
+    .await
+}
+
 /// An agent that listens.
 pub struct Guest {
     tcp: Option<TcpListener>,
@@ -105,7 +125,11 @@ impl Guest {
         let guest = Self {
             tcp: tcp.transpose()?,
             unix: unix.transpose()?,
-            router: router(&trust, began),
+            router: router(
+                &trust,
+                Processes::start().map_err(GuestError::Signal)?,
+                began,
+            ),
             trust,
         };
         tracing::info!(
@@ -155,11 +179,14 @@ impl Guest {
     }
 }
 
-/// Every route of the agent, each behind the scope that it needs. Routes of other modules are merged
-/// here as `require(exec::router(…), trust, Scope::Exec)`; they bring no fallback of their own.
-pub fn router(trust: &Arc<Trust>, began: Instant) -> Router {
+/// Every route of the agent, each behind the scope that it needs. Routes of other modules bring
+/// no fallback of their own.
+pub fn router(trust: &Arc<Trust>, processes: Arc<Processes>, began: Instant) -> Router {
     health(trust, began)
         .merge(renewal::router(trust))
+        .merge(require(exec::router(processes), trust, Scope::Exec))
+        .merge(require(files::router(), trust, Scope::Files))
+        .merge(require(forward::router(), trust, Scope::Forward))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
 }

@@ -13,6 +13,8 @@ pub mod client;
 pub mod door;
 pub mod durable;
 pub mod exec;
+pub mod files;
+pub mod forward;
 pub mod gateway;
 pub mod guest;
 pub mod init;

@@ -21,6 +21,8 @@ proximity-agent: the part of Proximity inside guests and on the appliance
         serve this guest to its controller, by TLS and with tokens
         (defaults: /etc/proximity/identity/bundle.json, 0.0.0.0:39383; with --unix and without
         --listen only on that socket, without TLS)
+  proximity-agent init [--bundle FILE] [--listen ADDRESS:PORT] [--debug]
+        the same as process 1 of a guest without an init system: mounts, reaps, serves, halts
   proximity-agent relay [--state FILE] [--run DIR] [--bundle FILE] [--listen ADDRESS:PORT] [--debug]
         serve the gateway API on DIR/relay.sock and the routes in DIR/routes; with a valid identity
         also the API and tunnels into the zone on TCP (defaults: /var/lib/proximity/gateway.json,
@@ -43,6 +45,10 @@ const WORKERS: usize = 2;
 
 enum Task {
     Serve {
+        options: guest::Options,
+        debug: bool,
+    },
+    Init {
         options: guest::Options,
         debug: bool,
     },
@@ -71,7 +77,7 @@ fn main() -> ExitCode {
     };
     let mut runtime = match task {
         // A guest's callers run commands and move files at the same time.
-        Task::Serve { .. } => tokio::runtime::Builder::new_multi_thread(),
+        Task::Serve { .. } | Task::Init { .. } => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime.worker_threads(WORKERS).enable_all().build();
@@ -108,7 +114,7 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
     let paths = Paths::new(&root, &state, &run);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["serve"] => {
+        [word @ ("serve" | "init")] => {
             // Whoever asks for a unix socket alone gets no port.
             let listen = address.or_else(|| unix.is_none().then(|| any(AGENT_PORT)));
             let options = guest::Options {
@@ -116,7 +122,10 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
                 listen,
                 unix,
             };
-            Ok(Task::Serve { options, debug })
+            match *word {
+                "init" => Ok(Task::Init { options, debug }),
+                _ => Ok(Task::Serve { options, debug }),
+            }
         }
         ["relay"] => {
             let listen = address.unwrap_or_else(|| any(RELAY_PORT));
@@ -156,6 +165,13 @@ async fn run(task: Task) -> ExitCode {
             match guest::run(options).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => tell(&format!("the agent cannot run: {error}"), 1),
+            }
+        }
+        Task::Init { options, debug } => {
+            agent::log::start(debug);
+            match guest::init(options).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => tell(&format!("this process cannot be process 1: {error}"), 1),
             }
         }
         Task::Relay {

@@ -11,7 +11,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::screen::Screen;
-use crate::{app, appliance, audit, config_check, exec, image, operation, sandbox, serve};
+use crate::{
+    app, appliance, audit, config_check, copy, exec, forward, image, operation, sandbox, serve,
+    shell,
+};
 
 /// Turns machines you own into a private cloud of isolated apps.
 #[derive(Debug, Parser)]
@@ -28,6 +31,8 @@ Examples:
   proximity up                            bring the network up
   proximity app deploy nginx web          an app in it
   proximity exec web -- nginx -v          a command in the app
+  proximity shell web                     a terminal in it
+  proximity cp index.html web:/srv/       a file into it
 
 Exit codes: 0 success, 1 failed, 2 wrong use, 3 controller not reachable; `exec` passes the
 command's own code on, see `proximity exec --help`.
@@ -100,6 +105,12 @@ pub enum Command {
     Sandbox(sandbox::SandboxCommand),
     /// Run a command in an instance
     Exec(exec::ExecArgs),
+    /// Open a terminal in an instance
+    Shell(shell::ShellArgs),
+    /// Copy a file to or from an instance
+    Cp(copy::CopyArgs),
+    /// Lead a port of this machine to a port of an instance
+    Forward(forward::ForwardArgs),
     /// Print an app's URL, and open it in the browser where there is one
     Open(OpenArgs),
     /// DHCP leases

@@ -1,6 +1,8 @@
 //! `exec`: runs a command in an instance. Standard input, output, error and the exit code pass
-//! through unchanged; what goes wrong on our side has codes of its own and is said on standard
-//! error.
+//! through unchanged, as they come; what goes wrong on our side has codes of its own and is said on
+//! standard error.
+//!
+//! With `--json` it is one call with one answer; otherwise a session, which ends with us.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _, Read as _};
@@ -8,6 +10,7 @@ use std::time::Duration;
 
 use api::InstanceName;
 use api::exec::{ExecRequest, ExecResult};
+use api::session::{SessionStart, WindowSize};
 use clap::Args;
 use client::{Client, STDIN_LIMIT};
 
@@ -17,6 +20,8 @@ use crate::failure::Failure;
 use crate::progress::elapsed;
 use crate::quantity;
 use crate::screen::Screen;
+use crate::session::{self, Input};
+use crate::terminal;
 
 /// `exec`
 #[derive(Debug, Args)]
@@ -27,7 +32,10 @@ Examples:
   proximity exec web -- nginx -v
   proximity exec web -u www-data -w /srv -e LEVEL=debug -- ./job --fast
   proximity exec web -- sh -c 'ls | wc -l'        a shell, where one is wanted
-  proximity exec db -- psql < dump.sql            standard input, at most 8 MiB
+  proximity exec db -- psql < dump.sql            standard input, of any size
+  proximity exec web -t -- top                    a terminal; ~. at the beginning of a line leaves
+
+Ctrl-C ends the command and all its children. With --json input and output are at most 8 MiB each.
 
 Exit codes: the command's own; 124 its deadline passed, 126 it cannot be executed, 127 it is not
 there, 128+N signal N ended it; of ours: 125 nothing ran, 123 nobody knows whether it ran or how
@@ -45,7 +53,7 @@ pub struct ExecArgs {
     /// Set a variable; may be given again
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
     pub env: Vec<(String, String)>,
-    /// End the command and all its children after this time [default: 10m]
+    /// End the command and all its children after this time [default: none; 10m with --json]
     #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
     pub timeout: Option<Duration>,
     /// Use this channel only, not the instance's own list
@@ -54,7 +62,7 @@ pub struct ExecArgs {
     /// Give the command no standard input (it is read unless it is a terminal)
     #[arg(short = 'n', long)]
     pub no_stdin: bool,
-    /// Give the command a terminal (comes later)
+    /// Give the command a terminal
     #[arg(short, long)]
     pub tty: bool,
     /// The program and its arguments; no shell touches them
@@ -64,32 +72,68 @@ pub struct ExecArgs {
 
 /// Runs a command in an instance.
 pub async fn run(client: &Client, args: ExecArgs, screen: &Screen) -> Result<Exit, Failure> {
-    if args.tty {
-        return Err(Failure::usage(
-            "`exec -t` comes in a later version; nothing was run",
-            "leave -t out: input and output pass through without a terminal",
-        ));
-    }
-    let stdin = if args.no_stdin {
-        None
-    } else {
-        standard_input()?
-    };
-    let (stdin, stdin_encoding) = stdin.map(client::encoded).unzip();
+    let input = input(&args, screen)?;
     let request = ExecRequest {
         argv: args.argv,
-        command: None,
         env: args.env.into_iter().collect::<BTreeMap<_, _>>(),
         cwd: args.workdir,
         user: args.user,
-        stdin,
-        stdin_encoding,
         timeout_ms: args
             .timeout
             .map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
         channel: args.channel,
+        ..ExecRequest::default()
     };
-    let result = client.exec(&args.name, &request).await?;
+    if screen.json() {
+        return call(client, &args.name, request, input, screen).await;
+    }
+    let start = start(request, input);
+    session::run(client, &args.name, &start, input, screen).await
+}
+
+fn input(args: &ExecArgs, screen: &Screen) -> Result<Input, Failure> {
+    let typed = io::stdin().is_terminal();
+    match args.tty {
+        true if screen.json() => Err(Failure::usage(
+            "a terminal and --json exclude each other; nothing was run",
+            "leave one of them out",
+        )),
+        true if args.no_stdin || !typed => Err(Failure::usage(
+            "-t needs a terminal on standard input; nothing was run",
+            "leave -t out: input and output pass through without a terminal",
+        )),
+        true => Ok(Input::Terminal),
+        // Without -t a person would type into nothing.
+        false if args.no_stdin || typed => Ok(Input::None),
+        false => Ok(Input::Streamed),
+    }
+}
+
+/// A session for a command; one with a terminal learns its kind and size.
+pub fn start(mut exec: ExecRequest, input: Input) -> SessionStart {
+    let tty = (input == Input::Terminal).then(|| {
+        let term = std::env::var("TERM").ok().filter(|term| !term.is_empty());
+        let term = term.unwrap_or_else(|| "xterm".to_owned());
+        exec.env.entry("TERM".to_owned()).or_insert(term);
+        terminal::size().unwrap_or(WindowSize { rows: 24, cols: 80 })
+    });
+    SessionStart { exec, tty }
+}
+
+/// One call with one answer, printed as JSON.
+async fn call(
+    client: &Client,
+    name: &InstanceName,
+    mut request: ExecRequest,
+    input: Input,
+    screen: &Screen,
+) -> Result<Exit, Failure> {
+    let stdin = match input {
+        Input::Streamed => standard_input()?,
+        Input::None | Input::Terminal => None,
+    };
+    (request.stdin, request.stdin_encoding) = stdin.map(client::encoded).unzip();
+    let result = client.exec(name, &request).await?;
     let exit = exit_of(&result)?;
     if result.timed_out {
         let took = elapsed(Duration::from_millis(result.duration_ms));
@@ -100,20 +144,13 @@ pub async fn run(client: &Client, args: ExecArgs, screen: &Screen) -> Result<Exi
     if result.truncated {
         screen.warn("proximity: output past 8 MiB was dropped");
     }
-    if screen.json() {
-        screen.document(&result)?;
-        return Ok(exit);
-    }
-    pass_on(result)?;
+    screen.document(&result)?;
     Ok(exit)
 }
 
-/// What is waiting on standard input, unless a person would have to type it.
+/// All of standard input.
 fn standard_input() -> Result<Option<Vec<u8>>, Failure> {
     let stdin = io::stdin();
-    if stdin.is_terminal() {
-        return Ok(None);
-    }
     let mut bytes = Vec::new();
     let read = stdin
         .lock()
@@ -142,27 +179,6 @@ fn exit_of(result: &ExecResult) -> Result<Exit, Failure> {
         (_, Some(_), Some(_)) | (_, None, None) => Err(Failure::OutcomeUnknown {
             what: "the controller did not say how the command ended".to_owned(),
         }),
-    }
-}
-
-/// Writes both streams as the command wrote them. A reader that went away does not change the
-/// command's exit code.
-fn pass_on(result: ExecResult) -> Result<(), Failure> {
-    let decoded = |text, encoding| {
-        client::bytes_of(text, encoding).map_err(|e| Failure::OutcomeUnknown {
-            what: format!("the controller sent output that cannot be read: {e}"),
-        })
-    };
-    let stdout = decoded(result.stdout, result.stdout_encoding)?;
-    let stderr = decoded(result.stderr, result.stderr_encoding)?;
-    let written = write_all(io::stdout().lock(), &stdout);
-    write_all(io::stderr().lock(), &stderr).and(written)
-}
-
-fn write_all(mut to: impl io::Write, bytes: &[u8]) -> Result<(), Failure> {
-    match to.write_all(bytes).and_then(|()| to.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Output(e)),
-        _ => Ok(()),
     }
 }
 

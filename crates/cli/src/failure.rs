@@ -20,6 +20,9 @@ pub enum Failure {
     /// A call to the controller failed.
     #[error(transparent)]
     Call(#[from] client::Error),
+    /// A session that did not begin: whatever the error is, nothing ran.
+    #[error(transparent)]
+    NothingRan(client::Error),
     /// Something on this machine failed.
     #[error("{what}")]
     Local {
@@ -77,14 +80,16 @@ impl Failure {
     /// The exit code of every command but `exec`.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Usage { .. } | Self::Call(client::Error::Endpoint(_)) => Exit::WRONG_USE,
-            Self::Call(client::Error::Unreachable { .. } | client::Error::Interrupted { .. }) => {
-                Exit::UNREACHABLE
-            }
+            Self::Usage { .. } => Exit::WRONG_USE,
+            Self::Call(error) | Self::NothingRan(error) => match error {
+                client::Error::Endpoint(_) => Exit::WRONG_USE,
+                client::Error::Unreachable { .. } | client::Error::Interrupted { .. } => {
+                    Exit::UNREACHABLE
+                }
+                client::Error::Problem(_) | client::Error::Protocol { .. } => Exit::FAILED,
+            },
             Self::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => Exit::OK,
-            Self::Call(_) | Self::Local { .. } | Self::Output(_) | Self::OutcomeUnknown { .. } => {
-                Exit::FAILED
-            }
+            Self::Local { .. } | Self::Output(_) | Self::OutcomeUnknown { .. } => Exit::FAILED,
             Self::Interrupted { .. } => Exit::INTERRUPTED,
             Self::Reported(exit) => *exit,
         }
@@ -97,7 +102,9 @@ impl Failure {
             Self::Call(error) if error.outcome_unknown() => Exit::OUTCOME_UNKNOWN,
             Self::OutcomeUnknown { .. } | Self::Output(_) => Exit::OUTCOME_UNKNOWN,
             Self::Interrupted { .. } => Exit::INTERRUPTED,
-            Self::Usage { .. } | Self::Call(_) | Self::Local { .. } => Exit::NOTHING_RAN,
+            Self::Usage { .. } | Self::Call(_) | Self::NothingRan(_) | Self::Local { .. } => {
+                Exit::NOTHING_RAN
+            }
         }
     }
 
@@ -107,7 +114,7 @@ impl Failure {
             Self::Usage { hint, .. } | Self::Local { hint, .. } | Self::Interrupted { hint } => {
                 hint.clone()
             }
-            Self::Call(error) => error.hint(),
+            Self::Call(error) | Self::NothingRan(error) => error.hint(),
             Self::Output(_) | Self::OutcomeUnknown { .. } | Self::Reported(_) => None,
         }
     }
@@ -125,7 +132,7 @@ impl Failure {
     pub fn document(&self, exit: Exit) -> Value {
         let code = match self {
             Self::Usage { .. } => "usage",
-            Self::Call(error) => error.code(),
+            Self::Call(error) | Self::NothingRan(error) => error.code(),
             Self::Local { .. } | Self::Output(_) | Self::Reported(_) => "failed",
             Self::Interrupted { .. } => "cancelled",
             Self::OutcomeUnknown { .. } => "outcome_unknown",
@@ -190,6 +197,9 @@ mod tests {
         check(Failure::Output(io::ErrorKind::BrokenPipe.into()), 0, 123);
         check(Failure::Output(io::ErrorKind::StorageFull.into()), 1, 123);
         check(Failure::OutcomeUnknown { what: "x".into() }, 1, 123);
+        if let Failure::Call(error) = interrupted() {
+            check(Failure::NothingRan(error), 3, 125);
+        }
         check(Failure::Reported(Exit::FAILED), 1, 1);
     }
 

@@ -14,12 +14,14 @@ mod audit;
 mod config_check;
 mod configuration;
 mod connection;
+mod copy;
 mod deploy;
 mod doctor;
 mod exec;
 mod exit;
 mod failure;
 mod follow;
+mod forward;
 mod gateway;
 mod guest_text;
 mod image;
@@ -32,8 +34,12 @@ mod quantity;
 mod sandbox;
 mod screen;
 mod serve;
+mod session;
+mod shell;
+mod signals;
 mod status;
 mod table;
+mod terminal;
 mod version;
 mod zone;
 
@@ -117,6 +123,9 @@ async fn ask(
         Command::App(command) => app::run(&client?, command, screen).await,
         Command::Sandbox(command) => sandbox::run(&client?, command, screen).await,
         Command::Exec(args) => exec::run(&client?, args, screen).await,
+        Command::Shell(args) => shell::run(&client?, args, screen).await,
+        Command::Cp(args) => copy::run(&client?, args, screen).await,
+        Command::Forward(args) => forward::run(&client?, args, screen).await,
         Command::Open(args) => open::run(&client?, &args, screen).await,
         Command::Lease(_) => gateway::leases(&client?, screen).await,
         Command::Dns(_) => gateway::dns(&client?, screen).await,

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use api::Problem;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use reqwest::header::{ACCEPT, AUTHORIZATION};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,14 +13,14 @@ use serde::de::DeserializeOwned;
 use crate::endpoint::{Endpoint, Secret};
 use crate::error::{Error, chain, io_kind};
 
-const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// For calls that only look or only start something.
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// No answer of the API comes near it; two full streams of an exec (8 MiB each, as JSON) have
 /// their own limit.
 const ANSWER_LIMIT: usize = 16 << 20;
 /// What a problem may take; the rest is cut.
-const PROBLEM_LIMIT: usize = 256 << 10;
+pub(crate) const PROBLEM_LIMIT: usize = 256 << 10;
 
 /// A client of one controller. Cheap to clone; clones share their connections.
 #[derive(Clone, Debug)]
@@ -184,24 +184,28 @@ impl Client {
         if status.is_success() {
             return Ok(response);
         }
-        let is_problem = response
-            .headers()
-            .get(CONTENT_TYPE)
-            .and_then(|v| v.to_str().ok())
-            .is_some_and(|v| v.starts_with("application/problem+json"));
         let (body, _) = self.read(response, PROBLEM_LIMIT, CALL_DEADLINE).await?;
-        match serde_json::from_slice::<Problem>(&body) {
-            Ok(problem) => Err(Error::Problem(Box::new(problem))),
-            Err(e) => Err(Error::Protocol {
+        Err(self.refusal(status.as_u16(), &body))
+    }
+
+    /// The error of an answer that is no success.
+    pub(crate) fn refusal(&self, status: u16, body: &[u8]) -> Error {
+        match serde_json::from_slice::<Problem>(body) {
+            Ok(problem) => Error::Problem(Box::new(problem)),
+            Err(_) => Error::Protocol {
                 tried: self.endpoint.to_string(),
-                status: Some(status.as_u16()),
-                what: if is_problem {
-                    format!("{status} with an unreadable problem: {e}")
-                } else {
-                    format!("{status}, and no problem that says why")
+                status: Some(status),
+                what: match reqwest::StatusCode::from_u16(status) {
+                    Ok(status) => format!("{status}, and no problem that says why"),
+                    Err(_) => "a status that is none".to_owned(),
                 },
-            }),
+            },
         }
+    }
+
+    /// What opens the controller's door.
+    pub(crate) fn token(&self) -> Option<&Secret> {
+        self.token.as_ref()
     }
 
     async fn read(
@@ -253,7 +257,7 @@ impl Client {
         }
     }
 
-    fn next_step(&self, kind: Option<ErrorKind>) -> String {
+    pub(crate) fn next_step(&self, kind: Option<ErrorKind>) -> String {
         match (&self.endpoint, kind) {
             (Endpoint::Unix(_), Some(ErrorKind::PermissionDenied)) => {
                 "the socket serves root only: use sudo, or set PROXIMITY_URL and PROXIMITY_TOKEN"

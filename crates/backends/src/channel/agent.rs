@@ -169,9 +169,8 @@ impl Channel for AgentChannel {
         offset: u64,
     ) -> Result<FileDownload, FileError> {
         let user = request.user.as_deref();
-        let found = self
-            .link
-            .read_file(&peer(guest), &request.path, user, offset);
+        let peer = peer(guest);
+        let found = self.link.read_file(&peer, &request.path, user, offset);
         let found = found.await.map_err(failed_file)?;
         let parts = found.parts.map(|part| {
             part.map(|part| match part {
@@ -203,9 +202,8 @@ impl Channel for AgentChannel {
             parts: parts.boxed(),
         };
         let user = request.user.as_deref();
-        let written = self
-            .link
-            .write_file(&peer(guest), &request.path, user, upload);
+        let peer = peer(guest);
+        let written = self.link.write_file(&peer, &request.path, user, upload);
         let written = written.await.map_err(failed_file)?;
         Ok(FileWritten {
             size_bytes: written.size_bytes,

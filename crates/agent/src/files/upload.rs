@@ -1,0 +1,417 @@
+//! Writing a file: all of it, or nothing.
+//!
+//! ```text
+//!   temporary file beside the target ▸ bytes ▸ digest ▸ mode ▸ fsync ▸ rename ▸ fsync of the directory
+//!        └── any failure, or a caller that goes ──▶ it is removed, the target is as it was
+//! ```
+//!
+//! * The digest may come before or after the bytes. Without one nothing is changed, unless the query
+//!   says `digest=none`.
+//! * The owner is the user, because the user makes the file. The mode is the given one, else that of the
+//!   file that is replaced (without set-user-id and its like, which belong to the old owner), else 0644.
+//! * A symbolic link at the target is itself replaced; what it leads to stays as it is.
+//! * What bounds a file is the guest's disk; in memory are a few pieces only.
+
+use std::fs::File;
+use std::io::Write as _;
+
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use bytes::BytesMut;
+use http_body_util::BodyExt as _;
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
+use wire::agent::Written;
+
+use super::digest::Digest;
+use super::rights::run_as;
+use super::{DISK_DEADLINE, FileError, GuestPath, IDLE, PIECE_BYTES, QUEUE, Transfers};
+
+/// Frames of the body below this size are gathered, in bytes.
+const GATHER_BYTES: usize = 128 << 10;
+/// The mode of a new file.
+const NEW_MODE: u32 = 0o644;
+/// After a failure so much of the body is read and dropped: a sender that is cut off while it sends
+/// would often not see the answer.
+const DRAIN_BYTES: usize = 256 << 20;
+const DRAIN_DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// The query of PUT.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    path: String,
+    user: Option<String>,
+    mode: Option<String>,
+    digest: Option<String>,
+}
+
+/// What goes to the thread that writes. A queue that ends without `End` is an upload that broke off.
+enum Piece {
+    Bytes(Bytes),
+    /// All bytes came; this is their digest as the sender says, if it has to be compared.
+    End(Option<Digest>),
+}
+
+/// `PUT /files`
+pub async fn write(
+    State(transfers): State<Transfers>,
+    asked: Result<Query<Asked>, QueryRejection>,
+    headers: HeaderMap,
+    mut body: Body,
+) -> Result<Response, FileError> {
+    let outcome = receive(&transfers, asked, &headers, &mut body).await;
+    let (replaced, written) = match outcome {
+        Ok(done) => done,
+        Err(error) => {
+            tokio::spawn(drain(body));
+            return Err(error);
+        }
+    };
+    let status = if replaced {
+        StatusCode::OK
+    } else {
+        StatusCode::CREATED
+    };
+    let body = serde_json::to_vec(&written).unwrap_or_default();
+    Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+async fn receive(
+    transfers: &Transfers,
+    asked: Result<Query<Asked>, QueryRejection>,
+    headers: &HeaderMap,
+    body: &mut Body,
+) -> Result<(bool, Written), FileError> {
+    let permit = transfers.begin()?;
+    let Query(asked) = asked.map_err(|e| FileError::Query(e.body_text()))?;
+    let path = GuestPath::parse(asked.path)?;
+    path.split()?;
+    let mode = asked.mode.map(parse_mode).transpose()?;
+    let wants_digest = match asked.digest.as_deref() {
+        None => true,
+        Some("none") => false,
+        Some(_) => return Err(FileError::Query("digest may be `none` only".into())),
+    };
+    let said = Digest::of_headers(headers)?;
+    let (opened, is_open) = oneshot::channel();
+    let (done, is_done) = oneshot::channel();
+    let (pieces, queue) = mpsc::channel(QUEUE);
+    let writer = Writer {
+        path: path.clone(),
+        mode,
+        permit,
+    };
+    run_as(asked.user, move |rights| {
+        let outcome = writer.run(rights, opened, queue);
+        // The caller may have gone.
+        let _ = done.send(outcome);
+    })?;
+    // Before a byte is asked for: a caller that waits for `100 Continue` need not send in vain. When the
+    // thread failed instead, its outcome says why.
+    let fed = match timeout(DISK_DEADLINE, is_open).await {
+        Ok(Ok(())) => {
+            let feed = Feed {
+                path: &path,
+                pieces: &pieces,
+                gathered: BytesMut::new(),
+            };
+            feed.run(body, said, wants_digest).await
+        }
+        Ok(Err(_)) | Err(_) => Ok(()),
+    };
+    // Without an end the thread removes what it wrote; the answer waits until it has.
+    drop(pieces);
+    match timeout(DISK_DEADLINE, is_done).await {
+        Ok(Ok(outcome)) => fed.and(outcome),
+        Ok(Err(_)) | Err(_) => Err(FileError::DiskDeadline {
+            path: path.as_str().to_owned(),
+        }),
+    }
+}
+
+fn parse_mode(mode: String) -> Result<u32, FileError> {
+    let octal = mode.bytes().all(|b| (b'0'..=b'7').contains(&b));
+    match u32::from_str_radix(&mode, 8) {
+        Ok(bits) if octal && bits <= 0o7777 => Ok(bits),
+        _ => Err(FileError::Mode { mode }),
+    }
+}
+
+/// What goes from the body to the thread.
+struct Feed<'a> {
+    path: &'a GuestPath,
+    pieces: &'a mpsc::Sender<Piece>,
+    /// Small frames are gathered: a wake-up of the thread for each would cost more than the copy.
+    gathered: BytesMut,
+}
+
+impl Feed<'_> {
+    /// Passes the whole body on, and its end if it is one. When the thread has ended it stops without
+    /// an error: the thread's outcome says why.
+    async fn run(
+        mut self,
+        body: &mut Body,
+        mut said: Option<Digest>,
+        wants_digest: bool,
+    ) -> Result<(), FileError> {
+        let path = || self.path.as_str().to_owned();
+        while let Some(frame) =
+            timeout(IDLE, body.frame())
+                .await
+                .map_err(|_| FileError::BodyDeadline {
+                    path: path(),
+                    seconds: IDLE.as_secs(),
+                })?
+        {
+            let frame = frame.map_err(|e| FileError::Body {
+                path: path(),
+                cause: e.to_string(),
+            })?;
+            let goes_on = match frame.into_data() {
+                Ok(bytes) => self.bytes(bytes).await?,
+                Err(frame) => {
+                    let trailers = frame.into_trailers().unwrap_or_default();
+                    said = Digest::of_headers(&trailers)?.or(said);
+                    true
+                }
+            };
+            if !goes_on {
+                return Ok(());
+            }
+        }
+        if said.is_none() && wants_digest {
+            return Err(FileError::DigestMissing { path: path() });
+        }
+        if self.flush().await? {
+            self.send(Piece::End(said)).await?;
+        }
+        Ok(())
+    }
+
+    async fn bytes(&mut self, bytes: Bytes) -> Result<bool, FileError> {
+        if bytes.len() < GATHER_BYTES {
+            if self.gathered.is_empty() {
+                self.gathered = BytesMut::with_capacity(PIECE_BYTES);
+            }
+            self.gathered.extend_from_slice(&bytes);
+            return if self.gathered.len() + GATHER_BYTES > PIECE_BYTES {
+                self.flush().await
+            } else {
+                Ok(true)
+            };
+        }
+        Ok(self.flush().await? && self.send(Piece::Bytes(bytes)).await?)
+    }
+
+    async fn flush(&mut self) -> Result<bool, FileError> {
+        if self.gathered.is_empty() {
+            return Ok(true);
+        }
+        let gathered = std::mem::take(&mut self.gathered).freeze();
+        self.send(Piece::Bytes(gathered)).await
+    }
+
+    /// Whether the thread takes more.
+    async fn send(&self, piece: Piece) -> Result<bool, FileError> {
+        match timeout(DISK_DEADLINE, self.pieces.send(piece)).await {
+            Ok(sent) => Ok(sent.is_ok()),
+            Err(_) => Err(FileError::DiskDeadline {
+                path: self.path.as_str().to_owned(),
+            }),
+        }
+    }
+}
+
+async fn drain(mut body: Body) {
+    let deadline = Instant::now() + DRAIN_DEADLINE;
+    let mut dropped = 0;
+    while let Ok(Some(Ok(frame))) = timeout_at(deadline, body.frame()).await {
+        dropped += frame.data_ref().map_or(0, Bytes::len);
+        if dropped > DRAIN_BYTES {
+            return;
+        }
+    }
+}
+
+/// The thread of a PUT.
+struct Writer {
+    path: GuestPath,
+    mode: Option<u32>,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Writer {
+    fn run(
+        self,
+        rights: Result<(), FileError>,
+        opened: oneshot::Sender<()>,
+        mut queue: mpsc::Receiver<Piece>,
+    ) -> Result<(bool, Written), FileError> {
+        rights?;
+        let mut temporary = Temporary::create(&self.path)?;
+        if opened.send(()).is_err() {
+            return Err(self.broken());
+        }
+        let mut hash = Sha256::new();
+        let mut size_bytes = 0;
+        let said = loop {
+            match queue.blocking_recv() {
+                Some(Piece::Bytes(bytes)) => {
+                    temporary
+                        .file
+                        .write_all(&bytes)
+                        .map_err(self.path.failed("write"))?;
+                    hash.update(&bytes);
+                    size_bytes += bytes.len() as u64;
+                }
+                Some(Piece::End(said)) => break said,
+                None => return Err(self.broken()),
+            }
+        };
+        let found = Digest(hash.finalize().into());
+        if let Some(said) = said.filter(|said| *said != found) {
+            return Err(FileError::DigestMismatch {
+                path: self.path.as_str().to_owned(),
+                found: found.hex(),
+                said: said.hex(),
+            });
+        }
+        let replaced = temporary.put_in_place(&self.path, self.mode)?;
+        drop(self.permit);
+        let sha256 = found.hex();
+        Ok((replaced, Written { size_bytes, sha256 }))
+    }
+
+    fn broken(&self) -> FileError {
+        FileError::Body {
+            path: self.path.as_str().to_owned(),
+            cause: "the caller has gone".into(),
+        }
+    }
+}
+
+/// A file that is removed again unless it is put in place.
+struct Temporary {
+    directory: OwnedFd,
+    name: String,
+    file: File,
+    placed: bool,
+}
+
+impl Temporary {
+    fn create(path: &GuestPath) -> Result<Self, FileError> {
+        let (directory, target) = path.split()?;
+        // A directory need not be readable for somebody who may write in it.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(directory, flags, Mode::empty())
+            .map_err(path.failed("open the directory of"))?;
+        replaceable(&directory, target, path)?;
+        let name = format!(".proximity-{:016x}.part", random(path)?);
+        let flags = OFlags::WRONLY
+            | OFlags::CREATE
+            | OFlags::EXCL
+            | OFlags::NOFOLLOW
+            | OFlags::NOCTTY
+            | OFlags::CLOEXEC;
+        // For its owner alone until it is whole.
+        let file = rustix::fs::openat(&directory, &name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(path.failed("write beside"))?;
+        Ok(Self {
+            directory,
+            name,
+            file: File::from(file),
+            placed: false,
+        })
+    }
+
+    /// Makes it the target; says whether there was one.
+    fn put_in_place(mut self, path: &GuestPath, mode: Option<u32>) -> Result<bool, FileError> {
+        let (_, target) = path.split()?;
+        let old = replaceable(&self.directory, target, path)?;
+        let mode = mode.or(old.flatten()).unwrap_or(NEW_MODE);
+        rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode))
+            .map_err(path.failed("set the mode of"))?;
+        self.file.sync_all().map_err(path.failed("flush"))?;
+        rustix::fs::renameat(&self.directory, &self.name, &self.directory, target)
+            .map_err(path.failed("replace"))?;
+        self.placed = true;
+        self.flush_directory()
+            .map_err(path.failed("flush the directory of"))?;
+        Ok(old.is_some())
+    }
+
+    fn flush_directory(&self) -> rustix::io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.directory, ".", flags, Mode::empty()) {
+            Ok(directory) => rustix::fs::fsync(directory),
+            // Nobody can flush a directory that may not be read; the file system's whole flush can.
+            Err(Errno::ACCESS) => rustix::fs::syncfs(&self.file),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if self.placed {
+            return;
+        }
+        if let Err(error) = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty()) {
+            tracing::warn!(%error, name = self.name, "a temporary file could not be removed");
+        }
+    }
+}
+
+/// What stands at the target: nothing, or something that may be replaced, with its mode if it is a file.
+fn replaceable(
+    directory: &OwnedFd,
+    target: &str,
+    path: &GuestPath,
+) -> Result<Option<Option<u32>>, FileError> {
+    let stat = match rustix::fs::statat(directory, target, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(path.failed("look at")(error)),
+    };
+    let shown = || path.as_str().to_owned();
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(Some(Some(stat.st_mode & 0o777))),
+        FileType::Symlink => Ok(Some(None)),
+        FileType::Directory => Err(FileError::IsADirectory { path: shown() }),
+        _ => Err(FileError::NotAFile { path: shown() }),
+    }
+}
+
+fn random(path: &GuestPath) -> Result<u64, FileError> {
+    getrandom::u64().map_err(|e| {
+        let source = std::io::Error::other(e.to_string());
+        path.failed("name a temporary file beside")(source)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_octal() {
+        let check = |text: &str, mode: Option<u32>| {
+            assert_eq!(parse_mode(text.to_owned()).ok(), mode, "{text:?}");
+        };
+        check("0644", Some(0o644));
+        check("755", Some(0o755));
+        check("4755", Some(0o4755));
+        for bad in ["", "+644", "0o644", "rwx", "888", "17777", "-1"] {
+            check(bad, None);
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! `GET` and `PUT /instances/{name}/files`: files of any size, with SHA-256 over their bytes.
+//!
+//! The digest travels after the bytes, as the trailer `Repr-Digest` (RFC 9530). A download without one is
+//! an error and never a file. Whoever writes a download to the disk hashes it there and compares; see
+//! [`Download::digest`].
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use api::InstanceName;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, TRAILER};
+use hyper::{Method, Response};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::connection::Client;
+use crate::error::{Error, chain};
+use crate::stream::StreamCall;
+
+const DIGEST: HeaderName = HeaderName::from_static("repr-digest");
+const MODE: HeaderName = HeaderName::from_static("x-file-mode");
+const SIZE: HeaderName = HeaderName::from_static("x-file-size");
+/// No bytes for so long are the end of a download.
+const SILENCE: Duration = Duration::from_secs(90);
+const WRITTEN_LIMIT: usize = 64 << 10;
+
+/// A SHA-256.
+pub type Sha256 = [u8; 32];
+
+/// A file on its way out of an instance.
+#[derive(Debug)]
+pub struct Download {
+    /// The file's size in bytes when it was opened, if the instance said it.
+    pub size_bytes: Option<u64>,
+    /// Its permissions.
+    pub mode: Option<u32>,
+    body: Incoming,
+    digest: Option<Sha256>,
+    client: Client,
+}
+
+/// What became of an upload.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Written {
+    /// The file's size in bytes.
+    pub size_bytes: u64,
+    /// SHA-256 of what is on the instance's disk, in hex.
+    pub sha256: String,
+}
+
+/// What an upload is fed with. A queue that ends without `End` cuts the upload, and nothing is changed.
+#[derive(Debug)]
+pub enum UploadPiece {
+    /// The next bytes.
+    Bytes(Bytes),
+    /// All bytes were given; this is their SHA-256.
+    End(Sha256),
+}
+
+/// Where an uploaded file goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// The absolute path in the instance.
+    pub path: &'a str,
+    /// Whose it will be; root's when left out.
+    pub user: Option<&'a str>,
+    /// Its permissions; those of the file it replaces, or 0644, when left out.
+    pub mode: Option<u32>,
+}
+
+impl Client {
+    /// Opens a file of an instance for reading, with the rights of `user`.
+    pub async fn download(
+        &self,
+        instance: &InstanceName,
+        path: &str,
+        user: Option<&str>,
+    ) -> Result<Download, Error> {
+        let route = ["instances", instance.as_str(), "files"];
+        let call = StreamCall::new(Method::GET, &route)
+            .query("path", Some(path))
+            .query("user", user)
+            .header(CONNECTION, "TE")
+            .header(TE, "trailers");
+        let response = self.stream(call).await?;
+        let text = |name| header(&response, name);
+        Ok(Download {
+            size_bytes: text(SIZE).and_then(|size| size.parse().ok()),
+            mode: text(MODE).and_then(|mode| u32::from_str_radix(mode, 8).ok()),
+            digest: digest_of(response.headers()),
+            body: response.into_body(),
+            client: self.clone(),
+        })
+    }
+
+    /// Writes a file in an instance, whole or not at all. The pieces come from `pieces`.
+    pub async fn upload(
+        &self,
+        instance: &InstanceName,
+        target: Target<'_>,
+        pieces: mpsc::Receiver<UploadPiece>,
+    ) -> Result<Written, Error> {
+        let route = ["instances", instance.as_str(), "files"];
+        let mut call = StreamCall::new(Method::PUT, &route)
+            .query("path", Some(target.path))
+            .query("user", target.user)
+            .query("mode", target.mode.map(|mode| format!("{mode:04o}")))
+            .header(CONTENT_TYPE, "application/octet-stream")
+            .header(TRAILER, DIGEST.as_str());
+        call.body = UploadBody {
+            pieces,
+            ended: false,
+        }
+        .boxed();
+        // As long as bytes are taken it goes on; what takes none is found by TCP.
+        call.deadline = None;
+        let response = self.stream(call).await?;
+        let body = Limited::new(response.into_body(), WRITTEN_LIMIT).collect();
+        let body = timeout(SILENCE, body)
+            .await
+            .map_err(|_| self.lost("the answer broke off".to_owned()))?
+            .map_err(|e| self.lost(chain(e.as_ref())))?;
+        serde_json::from_slice(&body.to_bytes())
+            .map_err(|e| self.protocol(format!("what was written can't be read: {e}")))
+    }
+}
+
+impl Download {
+    /// The next bytes; nothing when all have come, and with them their digest.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            let frame = timeout(SILENCE, self.body.frame())
+                .await
+                .map_err(|_| self.broken(format!("no bytes for {} s", SILENCE.as_secs())))?;
+            match frame {
+                None if self.digest.is_none() => {
+                    return Err(self.client.protocol(
+                        "a file without a digest: nobody knows whether it is whole".into(),
+                    ));
+                }
+                None => return Ok(None),
+                Some(Err(error)) => return Err(self.broken(chain(&error))),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => return Ok(Some(bytes)),
+                    Err(frame) => {
+                        let trailers = frame.into_trailers().unwrap_or_default();
+                        self.digest = digest_of(&trailers).or(self.digest);
+                    }
+                },
+            }
+        }
+    }
+
+    /// SHA-256 of the bytes as they were sent; known when all have come.
+    pub fn digest(&self) -> Option<Sha256> {
+        self.digest
+    }
+
+    fn broken(&self, cause: String) -> Error {
+        self.client.lost(cause)
+    }
+}
+
+fn header(response: &Response<Incoming>, name: HeaderName) -> Option<&str> {
+    response.headers().get(name)?.to_str().ok()
+}
+
+fn digest_of(headers: &HeaderMap) -> Option<Sha256> {
+    let text = headers.get(DIGEST)?.to_str().ok()?;
+    let text = text
+        .split(',')
+        .find_map(|member| member.trim().strip_prefix("sha-256=:"))?;
+    let bytes = STANDARD.decode(text.strip_suffix(':')?).ok()?;
+    bytes.try_into().ok()
+}
+
+struct UploadBody {
+    pieces: mpsc::Receiver<UploadPiece>,
+    ended: bool,
+}
+
+impl Body for UploadBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let frame = match ready!(self.pieces.poll_recv(context)) {
+            Some(UploadPiece::Bytes(bytes)) => Ok(Frame::data(bytes)),
+            Some(UploadPiece::End(digest)) => {
+                self.ended = true;
+                let text = format!("sha-256=:{}:", STANDARD.encode(digest));
+                HeaderValue::from_str(&text)
+                    .map(|value| Frame::trailers(HeaderMap::from_iter([(DIGEST, value)])))
+                    .map_err(io::Error::other)
+            }
+            None => {
+                self.ended = true;
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
+        };
+        Poll::Ready(Some(frame))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_sha_256_is_a_digest() {
+        let check = |text: &'static str, expect: Option<Sha256>| {
+            let headers = HeaderMap::from_iter([(DIGEST, HeaderValue::from_static(text))]);
+            assert_eq!(digest_of(&headers), expect, "{text}");
+        };
+        let zeros = "sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:";
+        check(zeros, Some([0; 32]));
+        check(
+            "sha-512=:AA==:, sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:",
+            Some([0; 32]),
+        );
+        check("sha-256=:AA==:", None);
+        check("sha-512=:AA==:", None);
+        assert_eq!(digest_of(&HeaderMap::new()), None);
+    }
+}
