@@ -53,8 +53,10 @@ impl std::fmt::Debug for Tokens {
 impl Tokens {
     /// From the PEM of an Ed25519 key. The error never quotes it.
     pub(crate) fn load(pem: &Zeroizing<String>) -> Result<Self, String> {
-        let key = KeyPair::from_pem(pem).map_err(|_| "the key for tokens cannot be read")?;
-        if key.algorithm() != &rcgen::PKCS_ED25519 {
+        let key = KeyPair::from_pem(pem)
+            .map(Zeroizing::new)
+            .map_err(|_| "the key for tokens cannot be read")?;
+        if PublicKeyData::algorithm(&*key) != &rcgen::PKCS_ED25519 {
             return Err("the key for tokens is not an Ed25519 key".into());
         }
         install_provider();
@@ -172,7 +174,7 @@ fn signer(algorithm: &Algorithm, key: &EncodingKey) -> JwtResult<Box<dyn JwtSign
     let key = PrivatePkcs8KeyDer::from(key.as_bytes());
     let pair = KeyPair::from_pkcs8_der_and_sign_algo(&key, &rcgen::PKCS_ED25519)
         .map_err(|_| ErrorKind::InvalidEddsaKey)?;
-    Ok(Box::new(Ed25519Signer(pair)))
+    Ok(Box::new(Ed25519Signer(Zeroizing::new(pair))))
 }
 
 fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> JwtResult<Box<dyn JwtVerifier>> {
@@ -182,7 +184,7 @@ fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> JwtResult<Box<dyn JwtVe
     Ok(Box::new(Ed25519Verifier(key.try_get_as_bytes()?.to_vec())))
 }
 
-struct Ed25519Signer(KeyPair);
+struct Ed25519Signer(Zeroizing<KeyPair>);
 
 impl Signer<Vec<u8>> for Ed25519Signer {
     fn try_sign(&self, message: &[u8]) -> Result<Vec<u8>, SignatureError> {

@@ -141,7 +141,11 @@ impl Lab {
 
     /// Puts an agent behind the relay that does anything on its connections.
     pub async fn serve_with(&self, bundle: Bundle, conduct: Conduct) {
-        let address = listen(&bundle, self.seen.clone(), conduct).await;
+        self.lead_to(listen(&bundle, self.seen.clone(), conduct).await);
+    }
+
+    /// Makes the relay's tunnels lead to this address.
+    pub fn lead_to(&self, address: SocketAddr) {
         *self.agent.lock().unwrap() = Some(address);
     }
 }
