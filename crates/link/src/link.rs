@@ -272,9 +272,9 @@ impl Link {
         // By the id and nothing else: an address says nothing about who answers there.
         let name = ServerName::try_from(wire::agent::server_name(&to.key.1))
             .map_err(|e| not_reachable(e.to_string()))?;
-        let tls = match to.key.0 {
-            Kind::Relay => &self.relays,
-            Kind::Guest | Kind::Node => &self.guests,
+        let tls = match to.target {
+            Some(_) => &self.guests,
+            None => &self.relays,
         };
         let stream = match timeout(to.tls, tls.connect(name, stream)).await {
             Ok(Ok(stream)) => stream,

@@ -324,7 +324,7 @@ impl Reader {
             Said::Bytes(Stream::Stdout, bytes) => Ok(Some(SessionOutput::Stdout(bytes))),
             Said::Bytes(Stream::Stderr, bytes) => Ok(Some(SessionOutput::Stderr(bytes))),
             Said::Pong(count) => {
-                self.backlog.read.store(count, Ordering::Release);
+                self.backlog.read.fetch_max(count, Ordering::AcqRel);
                 Ok(None)
             }
             Said::Event(ExecEvent::Exit {

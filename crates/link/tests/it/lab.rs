@@ -37,6 +37,8 @@ pub fn id(text: &str) -> InstanceId {
 #[derive(Default)]
 pub struct Seen {
     pub tunnels: AtomicUsize,
+    /// Tunnels that both sides have closed.
+    pub ended: AtomicUsize,
     pub refused: AtomicUsize,
     pub full_handshakes: AtomicUsize,
     pub resumed_handshakes: AtomicUsize,
@@ -45,6 +47,10 @@ pub struct Seen {
 impl Seen {
     pub fn tunnels(&self) -> usize {
         self.tunnels.load(Ordering::SeqCst)
+    }
+
+    pub fn ended(&self) -> usize {
+        self.ended.load(Ordering::SeqCst)
     }
 }
 
@@ -189,6 +195,7 @@ async fn listen(bundle: &Bundle, seen: Arc<Seen>, conduct: Conduct) -> SocketAdd
         while let Ok((stream, _)) = listener.accept().await {
             let (tls, seen, conduct) = (tls.clone(), seen.clone(), conduct.clone());
             tokio::spawn(async move {
+                stream.set_nodelay(true).unwrap();
                 let Ok(stream) = tls.accept(stream).await else {
                     return;
                 };
@@ -215,6 +222,7 @@ async fn relays(
         count = count.wrapping_add(1);
         let (public_key, agent, seen) = (public_key.clone(), agent.clone(), seen.clone());
         tokio::spawn(async move {
+            stream.set_nodelay(true).unwrap();
             let mut magic = [0; 4];
             stream.read_exact(&mut magic).await.unwrap();
             assert_eq!(magic, wire::tunnel::MAGIC);
@@ -240,8 +248,10 @@ async fn relays(
             };
             seen.tunnels.fetch_add(1, Ordering::SeqCst);
             let mut onward = TcpStream::connect(agent).await.unwrap();
+            onward.set_nodelay(true).unwrap();
             stream.write_u8(wire::tunnel::OPEN).await.unwrap();
             let _ = copy_bidirectional(&mut stream, &mut onward).await;
+            seen.ended.fetch_add(1, Ordering::SeqCst);
         });
     }
 }
