@@ -13,7 +13,8 @@ use link::LinkError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wire::agent::Scope;
 
-use crate::lab::{GUEST, Lab, claims, conduct, healthy, until};
+use crate::lab::{GUEST, Lab, conduct, healthy, until};
+use crate::verifier::claims;
 
 const SOON: Duration = Duration::from_secs(20);
 

@@ -12,7 +12,6 @@ use futures::future::BoxFuture;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use link::{Authority, Kind, Link, LinkError, Locate, Peer};
 use rustls::HandshakeKind;
 use rustls::ServerConfig;
@@ -22,8 +21,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use wire::agent::{Claims, Health, Scope};
+use wire::agent::{Health, Scope};
 use wire::identity::Bundle;
+
+use crate::verifier::claims;
 
 pub const GUEST: &str = "i-00000000000000a1";
 pub const APPLIANCE: &str = "i-00000000000000b1";
@@ -254,16 +255,6 @@ async fn relays(
             seen.ended.fetch_add(1, Ordering::SeqCst);
         });
     }
-}
-
-/// Checks a token as an agent would and returns what it says.
-pub fn claims(public_key: &str, token: &str, audience: &str) -> Claims {
-    let key = DecodingKey::from_ed_der(&hex::decode(public_key).unwrap());
-    let mut validation = Validation::new(Algorithm::EdDSA);
-    validation.set_audience(&[audience]);
-    jsonwebtoken::decode::<Claims>(token, &key, &validation)
-        .unwrap()
-        .claims
 }
 
 pub fn healthy() -> axum::Json<Health> {

@@ -15,3 +15,4 @@ mod lab;
 mod sessions;
 mod tokens;
 mod trust;
+mod verifier;
