@@ -7,12 +7,13 @@ use api::Problem;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty, Full, Limited};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 use wire::agent::Scope;
+use zeroize::Zeroizing;
 
 use crate::connection::{Body, Connection, describe};
 use crate::error::LinkError;
@@ -75,7 +76,8 @@ impl Call {
             peer: peer.to_owned(),
             reason: format!("the request cannot be written as JSON: {e}"),
         })?;
-        self.content = Content::Json(json.into());
+        // Keys and arguments are in it: it is overwritten when it is dropped.
+        self.content = Content::Json(Bytes::from_owner(Zeroizing::new(json)));
         Ok(self)
     }
 
@@ -193,22 +195,34 @@ impl Answer {
         }
     }
 
-    async fn collect(self, limit: usize) -> Result<Bytes, LinkError> {
+    async fn collect(mut self, limit: usize) -> Result<Bytes, LinkError> {
         let peer = self.peer();
         let unknown = |reason: String| LinkError::OutcomeUnknown { peer, reason };
-        let body = Limited::new(self.response.into_body(), limit);
-        match timeout_at(self.until, body.collect()).await {
+        match timeout_at(self.until, whole(self.response.body_mut(), limit)).await {
             Ok(Ok(body)) => {
                 self.lease.give_back();
-                Ok(body.to_bytes())
+                Ok(body)
             }
-            Ok(Err(error)) => Err(unknown(format!(
-                "its answer broke off: {}",
-                describe(error.as_ref())
-            ))),
+            Ok(Err(reason)) => Err(unknown(reason)),
             Err(_) => Err(unknown("its answer did not end in time".into())),
         }
     }
+}
+
+/// The body in one piece. It is copied, because a list of the pieces could be many times as large as
+/// what they hold: a peer may send them a byte at a time.
+async fn whole(body: &mut Incoming, limit: usize) -> Result<Bytes, String> {
+    let mut taken = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| format!("its answer broke off: {}", describe(&e)))?;
+        if let Ok(data) = frame.into_data() {
+            if taken.len() + data.len() > limit {
+                return Err(format!("its answer is larger than {limit} bytes"));
+            }
+            taken.extend_from_slice(&data);
+        }
+    }
+    Ok(taken.into())
 }
 
 /// The problem in a body, with texts of a bounded length and the status that was really sent.

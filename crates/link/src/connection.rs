@@ -18,7 +18,6 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// The headers of an answer, and its trailers, are at most this long.
 const HEADER_MAX_BYTES: usize = 16 << 10;
-const HEADERS_MAX: usize = 64;
 /// The most that is read ahead of whoever takes the body.
 const BUFFER_MAX_BYTES: usize = 256 << 10;
 /// A connection that was just used is ready as soon as its task has run; one that is not by then has
@@ -46,7 +45,6 @@ impl Connection {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (sender, connection) = Builder::new()
-            .max_headers(HEADERS_MAX)
             .max_header_size(HEADER_MAX_BYTES)
             .max_buf_size(BUFFER_MAX_BYTES)
             .handshake(TokioIo::new(stream))

@@ -68,8 +68,10 @@ impl LinkError {
             | Self::Untrusted { .. }
             | Self::NothingRan { .. }
             | Self::Identity(_) => false,
+            // A request that the peer found fault with was not carried out; what any other status
+            // means only its code can tell.
             Self::Refused { problem, .. } => {
-                problem.status >= 500 && problem.code != wire_code::NOTHING_RAN
+                !(400..500).contains(&problem.status) && problem.code != wire_code::NOTHING_RAN
             }
             Self::OutcomeUnknown { .. } | Self::Garbage { .. } => true,
         }
@@ -98,6 +100,7 @@ mod tests {
             (refused(503, "nothing_ran"), false),
             (refused(401, "no_token"), false),
             (refused(500, "internal"), true),
+            (refused(101, "unexpected_answer"), true),
             (
                 LinkError::NotReachable {
                     peer: peer.clone(),

@@ -219,7 +219,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Bundle, IdentityError> {
         let signer = self.signer(kind);
-        let key = KeyPair::generate().map_err(IdentityError::make("a key"))?;
+        let key = new_key().map_err(IdentityError::make("a key"))?;
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let not_after = now.saturating_add(LIFE);
         let mut params = CertificateParams::new([wire::agent::server_name(id)])
@@ -234,7 +234,7 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let certificate = params
-            .signed_by(&key, &signer.issuer)
+            .signed_by(&*key, &signer.issuer)
             .map_err(IdentityError::make("a certificate"))?;
         Ok(Bundle {
             instance: id.as_str().to_owned(),
@@ -287,9 +287,9 @@ impl Stored {
 
 impl StoredPair {
     fn make(kind: Kind) -> Result<Self, IdentityError> {
-        let key = KeyPair::generate().map_err(IdentityError::make("an authority's key"))?;
+        let key = new_key().map_err(IdentityError::make("an authority's key"))?;
         let certificate = authority_params(kind)
-            .self_signed(&key)
+            .self_signed(&*key)
             .map_err(IdentityError::make("an authority's certificate"))?;
         Ok(Self {
             key: Zeroizing::new(key.serialize_pem()),
@@ -322,6 +322,11 @@ impl Signer {
             roots,
         })
     }
+}
+
+/// An ECDSA P-256 key, which is overwritten when it is dropped.
+fn new_key() -> Result<Zeroizing<KeyPair>, rcgen::Error> {
+    KeyPair::generate().map(Zeroizing::new)
 }
 
 fn authority_params(kind: Kind) -> CertificateParams {

@@ -209,6 +209,7 @@ impl Link {
             None => None,
         };
         let mut request = call.request(to.name(), bearer.as_ref())?;
+        let mut broken = None;
         while let Some(mut connection) = self.pool.take(&to.key) {
             if !connection.is_ready().await {
                 continue;
@@ -217,15 +218,21 @@ impl Link {
             match timeout_at(until, connection.send(request)).await {
                 Ok(Ok(response)) => return Ok(self.answer(to, connection, response, until)),
                 Ok(Err(SendError::Unsent(unsent))) => request = *unsent,
-                Ok(Err(SendError::Broken(_))) if call.repeatable => {
+                Ok(Err(SendError::Broken(reason))) if call.repeatable => {
                     request = call.request(to.name(), bearer.as_ref())?;
+                    broken = Some(reason);
                     break;
                 }
                 Ok(Err(SendError::Broken(reason))) => return Err(unknown(to, reason)),
                 Err(_) => return Err(late(to, call.deadline)),
             }
         }
-        let mut connection = self.open(to).await?;
+        let mut connection = match (self.open(to).await, broken) {
+            (Ok(connection), _) => connection,
+            // What went over the kept connection may have been carried out.
+            (Err(_), Some(reason)) => return Err(unknown(to, reason)),
+            (Err(error), None) => return Err(error),
+        };
         let until = after(call.deadline);
         match timeout_at(until, connection.send(request)).await {
             Ok(Ok(response)) => Ok(self.answer(to, connection, response, until)),
@@ -265,9 +272,9 @@ impl Link {
         // By the id and nothing else: an address says nothing about who answers there.
         let name = ServerName::try_from(wire::agent::server_name(&to.key.1))
             .map_err(|e| not_reachable(e.to_string()))?;
-        let tls = match to.key.0 {
-            Kind::Relay => &self.relays,
-            Kind::Guest | Kind::Node => &self.guests,
+        let tls = match to.target {
+            Some(_) => &self.guests,
+            None => &self.relays,
         };
         let stream = match timeout(to.tls, tls.connect(name, stream)).await {
             Ok(Ok(stream)) => stream,

@@ -47,6 +47,8 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 const SILENCE_MAX: Duration = Duration::from_secs(45);
 /// Messages on their way in each direction, of at most [`MESSAGE_MAX_BYTES`] each.
 const QUEUE: usize = 16;
+/// Agents take messages of at most this size.
+const START_MAX_BYTES: usize = 128 << 10;
 /// A binary message and the byte before it.
 const FRAME_MAX_BYTES: usize = MESSAGE_MAX_BYTES + 1;
 
@@ -111,6 +113,12 @@ impl Link {
             peer: name.to_owned(),
             reason: format!("the request cannot be written as JSON: {e}"),
         })?;
+        if start.len() > START_MAX_BYTES {
+            return Err(LinkError::NothingRan {
+                peer: name.to_owned(),
+                reason: format!("a session's command has at most {START_MAX_BYTES} bytes as JSON"),
+            });
+        }
         let mut socket = self.socket(peer).await?;
         let unknown = |reason: String| LinkError::OutcomeUnknown {
             peer: name.to_owned(),
@@ -174,7 +182,16 @@ impl Link {
             .max_frame_size(Some(FRAME_MAX_BYTES))
             .write_buffer_size(0)
             .max_write_buffer_size(4 * FRAME_MAX_BYTES);
-        let stream = upgraded(answer).await?;
+        // Whatever went wrong so far, no command was named yet.
+        let stream = upgraded(answer).await.map_err(|error| {
+            if !error.may_have_run() {
+                return error;
+            }
+            LinkError::NothingRan {
+                peer: peer.instance.as_str().to_owned(),
+                reason: error.to_string(),
+            }
+        })?;
         Ok(WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await)
     }
 }
@@ -324,7 +341,7 @@ impl Reader {
             Said::Bytes(Stream::Stdout, bytes) => Ok(Some(SessionOutput::Stdout(bytes))),
             Said::Bytes(Stream::Stderr, bytes) => Ok(Some(SessionOutput::Stderr(bytes))),
             Said::Pong(count) => {
-                self.backlog.read.store(count, Ordering::Release);
+                self.backlog.read.fetch_max(count, Ordering::AcqRel);
                 Ok(None)
             }
             Said::Event(ExecEvent::Exit {

@@ -5,17 +5,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddrV4;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::HeaderValue;
-use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
-use jsonwebtoken::errors::{ErrorKind, Result as JwtResult};
-use jsonwebtoken::signature::{Error as SignatureError, Signer, Verifier};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
 use rcgen::{KeyPair, PublicKeyData, SigningKey};
-use rustls::SignatureScheme;
-use rustls::pki_types::PrivatePkcs8KeyDer;
 use wire::agent::{Claims, Scope};
 use wire::tunnel::NONCE_BYTES;
 use zeroize::Zeroizing;
@@ -24,12 +20,13 @@ use crate::identity::IdentityError;
 
 /// How long a token holds, in seconds.
 pub const LIFE_S: u64 = 120;
+const HEADER: &str = r#"{"typ":"JWT","alg":"EdDSA"}"#;
 /// Tokens that are kept; more than there are instances on a controller.
 const KEPT: usize = 8192;
 
 /// Signs tokens with the controller's key.
 pub struct Tokens {
-    key: EncodingKey,
+    key: Zeroizing<KeyPair>,
     public_key: String,
     kept: Mutex<HashMap<(String, Scope), Kept>>,
 }
@@ -53,14 +50,15 @@ impl std::fmt::Debug for Tokens {
 impl Tokens {
     /// From the PEM of an Ed25519 key. The error never quotes it.
     pub(crate) fn load(pem: &Zeroizing<String>) -> Result<Self, String> {
-        let key = KeyPair::from_pem(pem).map_err(|_| "the key for tokens cannot be read")?;
-        if key.algorithm() != &rcgen::PKCS_ED25519 {
+        let key = KeyPair::from_pem(pem)
+            .map(Zeroizing::new)
+            .map_err(|_| "the key for tokens cannot be read")?;
+        if PublicKeyData::algorithm(&*key) != &rcgen::PKCS_ED25519 {
             return Err("the key for tokens is not an Ed25519 key".into());
         }
-        install_provider();
         Ok(Self {
-            key: EncodingKey::from_ed_der(key.serialized_der()),
             public_key: hex::encode(key.der_bytes()),
+            key,
             kept: Mutex::default(),
         })
     }
@@ -129,9 +127,21 @@ impl Tokens {
         kept.retain(|(kept, _), _| kept != audience);
     }
 
+    /// A JWT (RFC 7515, compact). It is put together here, because the crate that checks tokens on the
+    /// other side takes its cryptography from one place for the whole process, where an agent in the
+    /// same process may have put one that cannot sign.
     fn sign(&self, claims: &Claims) -> Result<String, IdentityError> {
-        jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), claims, &self.key)
-            .map_err(IdentityError::make("a token"))
+        let claims = serde_json::to_vec(claims).map_err(IdentityError::make("a token"))?;
+        let mut token = URL_SAFE_NO_PAD.encode(HEADER);
+        token.push('.');
+        URL_SAFE_NO_PAD.encode_string(claims, &mut token);
+        let signature = self
+            .key
+            .sign(token.as_bytes())
+            .map_err(IdentityError::make("a token"))?;
+        token.push('.');
+        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+        Ok(token)
     }
 }
 
@@ -150,71 +160,4 @@ fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO)
         .as_secs()
-}
-
-/// The cryptography of tokens: Ed25519 by ring and nothing else, so that no other algorithm exists that
-/// somebody could ask for. It is set for the whole process, hence it can check as well as sign.
-fn install_provider() {
-    static PROVIDER: OnceLock<CryptoProvider> = OnceLock::new();
-    let provider = PROVIDER.get_or_init(|| CryptoProvider {
-        signer_factory: signer,
-        verifier_factory: verifier,
-        key_utils: KeyUtils::new_unimplemented(),
-    });
-    // Refused when there is one already, which then knows Ed25519 too or fails with an error.
-    let _ = provider.install_default();
-}
-
-fn signer(algorithm: &Algorithm, key: &EncodingKey) -> JwtResult<Box<dyn JwtSigner>> {
-    if *algorithm != Algorithm::EdDSA {
-        return Err(ErrorKind::InvalidAlgorithm.into());
-    }
-    let key = PrivatePkcs8KeyDer::from(key.as_bytes());
-    let pair = KeyPair::from_pkcs8_der_and_sign_algo(&key, &rcgen::PKCS_ED25519)
-        .map_err(|_| ErrorKind::InvalidEddsaKey)?;
-    Ok(Box::new(Ed25519Signer(pair)))
-}
-
-fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> JwtResult<Box<dyn JwtVerifier>> {
-    if *algorithm != Algorithm::EdDSA {
-        return Err(ErrorKind::InvalidAlgorithm.into());
-    }
-    Ok(Box::new(Ed25519Verifier(key.try_get_as_bytes()?.to_vec())))
-}
-
-struct Ed25519Signer(KeyPair);
-
-impl Signer<Vec<u8>> for Ed25519Signer {
-    fn try_sign(&self, message: &[u8]) -> Result<Vec<u8>, SignatureError> {
-        self.0.sign(message).map_err(SignatureError::from_source)
-    }
-}
-
-impl JwtSigner for Ed25519Signer {
-    fn algorithm(&self) -> Algorithm {
-        Algorithm::EdDSA
-    }
-}
-
-struct Ed25519Verifier(Vec<u8>);
-
-impl Verifier<Vec<u8>> for Ed25519Verifier {
-    fn verify(&self, message: &[u8], signature: &Vec<u8>) -> Result<(), SignatureError> {
-        let provider = rustls::crypto::ring::default_provider();
-        provider
-            .signature_verification_algorithms
-            .mapping
-            .iter()
-            .filter(|(scheme, _)| *scheme == SignatureScheme::ED25519)
-            .flat_map(|(_, algorithms)| *algorithms)
-            .any(|a| a.verify_signature(&self.0, message, signature).is_ok())
-            .then_some(())
-            .ok_or_else(SignatureError::new)
-    }
-}
-
-impl JwtVerifier for Ed25519Verifier {
-    fn algorithm(&self) -> Algorithm {
-        Algorithm::EdDSA
-    }
 }

@@ -30,7 +30,7 @@ struct Asked {
 }
 
 fn content() -> Vec<u8> {
-    (0..3_000_000_u32).map(|n| (n / 7) as u8).collect()
+    (0..400_000_u32).map(|n| (n / 7) as u8).collect()
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -59,7 +59,7 @@ async fn file(method: Method, headers: HeaderMap, Query(asked): Query<Asked>) ->
     };
     let sent = Bytes::copy_from_slice(&content[from..]);
     let mut frames: Vec<Result<Frame<Bytes>, io::Error>> = sent
-        .chunks(100_000)
+        .chunks(30_000)
         .map(|chunk| Ok(Frame::data(Bytes::copy_from_slice(chunk))))
         .collect();
     let promised = match asked.path.as_str() {
@@ -128,7 +128,7 @@ fn upload(parts: Vec<io::Result<FilePart>>) -> Upload {
 
 fn whole(bytes: &[u8]) -> Vec<io::Result<FilePart>> {
     bytes
-        .chunks(200_000)
+        .chunks(70_000)
         .map(|chunk| FilePart::Bytes(Bytes::copy_from_slice(chunk)))
         .chain([FilePart::Sha256(Sha256::digest(bytes).into())])
         .map(Ok::<_, Infallible>)
@@ -140,9 +140,9 @@ fn whole(bytes: &[u8]) -> Vec<io::Result<FilePart>> {
 async fn a_download_is_whole_and_checked_or_an_error() {
     let lab = lab().await;
     let content = content();
-    for offset in [0, 2_999_999] {
+    for offset in [0, 399_999] {
         let download = read(&lab, "/good", offset).await.unwrap();
-        assert_eq!((download.size_bytes, download.mode), (3_000_000, 0o640));
+        assert_eq!((download.size_bytes, download.mode), (400_000, 0o640));
         let parts: Vec<FilePart> = download.parts.try_collect().await.unwrap();
         let mut taken = Vec::new();
         for part in &parts {
@@ -156,15 +156,17 @@ async fn a_download_is_whole_and_checked_or_an_error() {
         assert_eq!(parts.last(), Some(&FilePart::Sha256(sha256)));
     }
     assert_eq!(lab.seen.tunnels(), 1);
-    for (path, expect) in [
-        ("/bad", "do not have the digest"),
-        ("/none", "no digest"),
-        ("/cut", ""),
-    ] {
+    for (path, expect) in [("/bad", "do not have the digest"), ("/none", "no digest")] {
         let download = read(&lab, path, 0).await.unwrap();
         let failed = download.parts.try_collect::<Vec<_>>().await.unwrap_err();
         assert!(failed.to_string().contains(expect), "{path}: {failed}");
     }
+    // The end may come before the head was read.
+    let cut = match read(&lab, "/cut", 0).await {
+        Ok(download) => download.parts.try_collect::<Vec<_>>().await.map_err(|_| ()),
+        Err(_) => Err(()),
+    };
+    assert!(cut.is_err());
     let missing = read(&lab, "/missing", 0).await.map(|_| ());
     let Err(LinkError::Refused { problem, .. }) = missing else {
         panic!("{missing:?}");

@@ -13,7 +13,8 @@ use wire::gateway::{
     GatewayDiff, GatewayReport, GatewayState, ProbeRequest, Readiness, ZoneNetwork,
 };
 
-use crate::lab::{ADDRESS, APPLIANCE, Lab, claims, id};
+use crate::lab::{ADDRESS, APPLIANCE, Lab, id};
+use crate::verifier::claims;
 
 fn state() -> GatewayState {
     GatewayState {

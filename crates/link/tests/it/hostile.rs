@@ -91,12 +91,27 @@ async fn what_is_no_whole_answer_is_an_unknown_outcome() {
     }
 }
 
+/// Whole chunks of one byte.
+static CHUNKS: [u8; 60_000] = {
+    let chunk = *b"1\r\na\r\n";
+    let mut chunks = [0; 60_000];
+    let mut at = 0;
+    while at < chunks.len() {
+        chunks[at] = chunk[at % chunk.len()];
+        at += 1;
+    }
+    chunks
+};
+
 #[tokio::test]
 async fn an_endless_answer_ends_at_its_bound() {
     // Health may be 64 KiB; this ends long before the deadline of ten seconds.
-    let lab = answering(OK, b"10\r\naaaaaaaaaaaaaaaa\r\n", Duration::ZERO).await;
+    let lab = answering(OK, &CHUNKS, Duration::ZERO).await;
     let error = lab.link.health(&lab.peer).await.unwrap_err();
-    assert!(error.to_string().contains("limit"), "{error}");
+    assert!(
+        error.to_string().contains("larger than 65536 bytes"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -106,6 +121,18 @@ async fn an_agent_that_says_it_is_another_one_is_not_well() {
     let lab = answering(health, b"", Duration::ZERO).await;
     let error = lab.link.health(&lab.peer).await.unwrap_err();
     assert!(matches!(error, LinkError::Garbage { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_agent_that_never_speaks_tls_costs_no_more_than_the_patience() {
+    let lab = Lab::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    lab.lead_to(listener.local_addr().unwrap());
+    let begun = Instant::now();
+    let patience = Duration::from_millis(200);
+    let error = lab.link.wait_ready(&lab.peer, patience).await.unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(matches!(error, LinkError::NotReachable { .. }), "{error}");
 }
 
 #[tokio::test]

@@ -12,7 +12,6 @@ use futures::future::BoxFuture;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use link::{Authority, Kind, Link, LinkError, Locate, Peer};
 use rustls::HandshakeKind;
 use rustls::ServerConfig;
@@ -22,8 +21,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use wire::agent::{Claims, Health, Scope};
+use wire::agent::{Health, Scope};
 use wire::identity::Bundle;
+
+use crate::verifier::claims;
 
 pub const GUEST: &str = "i-00000000000000a1";
 pub const APPLIANCE: &str = "i-00000000000000b1";
@@ -37,6 +38,8 @@ pub fn id(text: &str) -> InstanceId {
 #[derive(Default)]
 pub struct Seen {
     pub tunnels: AtomicUsize,
+    /// Tunnels that both sides have closed.
+    pub ended: AtomicUsize,
     pub refused: AtomicUsize,
     pub full_handshakes: AtomicUsize,
     pub resumed_handshakes: AtomicUsize,
@@ -45,6 +48,10 @@ pub struct Seen {
 impl Seen {
     pub fn tunnels(&self) -> usize {
         self.tunnels.load(Ordering::SeqCst)
+    }
+
+    pub fn ended(&self) -> usize {
+        self.ended.load(Ordering::SeqCst)
     }
 }
 
@@ -141,7 +148,11 @@ impl Lab {
 
     /// Puts an agent behind the relay that does anything on its connections.
     pub async fn serve_with(&self, bundle: Bundle, conduct: Conduct) {
-        let address = listen(&bundle, self.seen.clone(), conduct).await;
+        self.lead_to(listen(&bundle, self.seen.clone(), conduct).await);
+    }
+
+    /// Makes the relay's tunnels lead to this address.
+    pub fn lead_to(&self, address: SocketAddr) {
         *self.agent.lock().unwrap() = Some(address);
     }
 }
@@ -185,6 +196,7 @@ async fn listen(bundle: &Bundle, seen: Arc<Seen>, conduct: Conduct) -> SocketAdd
         while let Ok((stream, _)) = listener.accept().await {
             let (tls, seen, conduct) = (tls.clone(), seen.clone(), conduct.clone());
             tokio::spawn(async move {
+                stream.set_nodelay(true).unwrap();
                 let Ok(stream) = tls.accept(stream).await else {
                     return;
                 };
@@ -211,6 +223,7 @@ async fn relays(
         count = count.wrapping_add(1);
         let (public_key, agent, seen) = (public_key.clone(), agent.clone(), seen.clone());
         tokio::spawn(async move {
+            stream.set_nodelay(true).unwrap();
             let mut magic = [0; 4];
             stream.read_exact(&mut magic).await.unwrap();
             assert_eq!(magic, wire::tunnel::MAGIC);
@@ -236,20 +249,12 @@ async fn relays(
             };
             seen.tunnels.fetch_add(1, Ordering::SeqCst);
             let mut onward = TcpStream::connect(agent).await.unwrap();
+            onward.set_nodelay(true).unwrap();
             stream.write_u8(wire::tunnel::OPEN).await.unwrap();
             let _ = copy_bidirectional(&mut stream, &mut onward).await;
+            seen.ended.fetch_add(1, Ordering::SeqCst);
         });
     }
-}
-
-/// Checks a token as an agent would and returns what it says.
-pub fn claims(public_key: &str, token: &str, audience: &str) -> Claims {
-    let key = DecodingKey::from_ed_der(&hex::decode(public_key).unwrap());
-    let mut validation = Validation::new(Algorithm::EdDSA);
-    validation.set_audience(&[audience]);
-    jsonwebtoken::decode::<Claims>(token, &key, &validation)
-        .unwrap()
-        .claims
 }
 
 pub fn healthy() -> axum::Json<Health> {

@@ -1,4 +1,10 @@
 //! The link against real TLS servers behind a real relay's preface, all on loopback.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail by panicking, as tests do"
+)]
 
 mod calls;
 mod files;
@@ -9,3 +15,4 @@ mod lab;
 mod sessions;
 mod tokens;
 mod trust;
+mod verifier;

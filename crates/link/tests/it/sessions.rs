@@ -181,6 +181,14 @@ async fn a_session_without_an_end_is_a_failure() {
         matches!(refused, Err(LinkError::NothingRan { .. })),
         "{refused:?}"
     );
+    let tunnels = lab.seen.tunnels();
+    let long = start(&"x".repeat(200_000));
+    let long = lab.link.session(&lab.peer, &long).await;
+    assert!(
+        matches!(long, Err(LinkError::NothingRan { .. })),
+        "{long:?}"
+    );
+    assert_eq!(lab.seen.tunnels(), tunnels);
     let mute = lab.link.session(&lab.peer, &start("mute")).await;
     assert!(
         matches!(mute, Err(LinkError::OutcomeUnknown { .. })),

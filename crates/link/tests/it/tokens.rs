@@ -6,7 +6,8 @@ use link::Authority;
 use link::token::LIFE_S;
 use wire::agent::Scope;
 
-use crate::lab::{APPLIANCE, GUEST, claims};
+use crate::lab::{APPLIANCE, GUEST};
+use crate::verifier::claims;
 
 #[test]
 fn a_token_is_used_again_for_half_of_its_life() {
