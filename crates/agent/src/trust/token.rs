@@ -187,3 +187,76 @@ impl JwtVerifier for Ed25519 {
         Algorithm::EdDSA
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use ring::rand::SystemRandom;
+    use ring::signature::{Ed25519KeyPair, KeyPair};
+
+    const NOW: u64 = 1_000_000;
+
+    fn sign(key: &Ed25519KeyPair, exp: u64, number: usize) -> String {
+        let claims = Claims {
+            aud: "i-1".into(),
+            scope: vec![Scope::Exec],
+            iat: NOW,
+            exp,
+            nonce: Some(number.to_string()),
+            target: None,
+        };
+        let claims = serde_json::to_vec(&claims).unwrap();
+        let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"EdDSA"}"#);
+        let message = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims));
+        let signature = URL_SAFE_NO_PAD.encode(key.sign(message.as_bytes()));
+        format!("{message}.{signature}")
+    }
+
+    fn key() -> Ed25519KeyPair {
+        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
+        Ed25519KeyPair::from_pkcs8(document.as_ref()).unwrap()
+    }
+
+    #[test]
+    fn a_remembered_token_ends_like_any_other() {
+        let key = key();
+        let tokens = Tokens::new("i-1", key.public_key().as_ref());
+        let token = sign(&key, NOW + 100, 0);
+        let first = tokens.check(&token, NOW).unwrap();
+        let second = tokens.check(&token, NOW + 130).unwrap();
+        assert!(Arc::ptr_eq(&first, &second), "it was remembered");
+        assert_eq!(
+            tokens.check(&token, NOW + 131),
+            Err(TokenError::Expired(31))
+        );
+        // A clock that is set back makes it one of the future.
+        assert!(tokens.check(&token, NOW - 31).is_err());
+        let mut changed = token.clone();
+        changed.pop();
+        assert!(tokens.check(&changed, NOW).is_err());
+    }
+
+    #[test]
+    fn only_few_tokens_are_remembered_and_bad_ones_never() {
+        let key = key();
+        let tokens = Tokens::new("i-1", key.public_key().as_ref());
+        for number in 0..REMEMBERED + 10 {
+            let exp = NOW + 100 + u64::try_from(number).unwrap();
+            tokens.check(&sign(&key, exp, number), NOW).unwrap();
+        }
+        assert_eq!(tokens.remembered().len(), REMEMBERED);
+        let first = sign(&key, NOW + 100, 0);
+        assert!(
+            !tokens.remembered().contains_key(first.as_str()),
+            "the first to end goes first"
+        );
+        let later = sign(&key, NOW + 290, 0);
+        tokens.check(&later, NOW + 250).unwrap();
+        assert_eq!(tokens.remembered().len(), 1, "ended ones make room");
+        let other = Tokens::new("i-1", self::key().public_key().as_ref());
+        assert!(other.check(&later, NOW).is_err());
+        assert!(other.remembered().is_empty());
+    }
+}

@@ -1,10 +1,14 @@
 //! The relay's TCP port: the gateway API behind TLS and tokens, and tunnels into a zone. The zone is
 //! a network of loopback addresses, in which this test is every guest.
 
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent::client;
 use agent::relay::Relay;
 use agent::trust::Trust;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,8 +20,10 @@ use wire::gateway::{ProbeRequest, Readiness};
 use wire::tunnel::{MAGIC, NONCE_BYTES, OPEN, REFUSED};
 
 use crate::api::{Bare, appliance, state};
-use crate::authority::{Authority, Controller, claims};
+use crate::authority::{Authority, Controller, claims, write};
 use crate::caller::{Caller, connector, tls};
+
+type Change = fn(&mut Claims);
 
 const APPLIANCE: &str = "i-00000000000000ff";
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -189,7 +195,7 @@ async fn a_preface_counts_once_for_one_relay_and_one_target() {
         "the token is not for this connection"
     );
     show(first, &token).await.unwrap();
-    let changed: [(fn(&mut Claims), &str); 5] = [
+    let changed: [(Change, &str); 5] = [
         (|c| c.aud = "i-00000000000000a1".into(), "somebody else"),
         (|c| c.scope = vec![Scope::Gateway], "does not allow tunnel"),
         (|c| c.nonce = None, "not for this connection"),
@@ -317,4 +323,47 @@ async fn a_probe_waits_for_an_instance_and_ends_with_its_caller() {
     let mut rest = Vec::new();
     let ended = timeout(Duration::from_secs(3), stream.read_to_end(&mut rest));
     let _ = ended.await.expect("the probe goes on without its caller");
+}
+
+/// A relay process on an appliance that has just been made, until its log tells how its port is.
+fn relay_process(directory: &Path, bundle: &Path) -> (Child, String) {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_proximity-agent"))
+        .args(["relay", "--listen", "127.0.0.1:0", "--bundle"])
+        .arg(bundle)
+        .arg("--root")
+        .arg(directory)
+        .arg("--state")
+        .arg(directory.join("gateway.json"))
+        .arg("--run")
+        .arg(directory.join("run"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
+    let mut seen = String::new();
+    while !seen.contains("the relay is ready") {
+        let line = log.next().expect("the relay goes on").unwrap();
+        seen.push_str(&line);
+    }
+    std::thread::spawn(move || log.count());
+    (process, seen)
+}
+
+#[tokio::test]
+async fn without_an_identity_the_relay_serves_root_on_the_appliance_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let bundle = directory.path().join("bundle.json");
+    for valid in [false, true] {
+        if valid {
+            write(directory.path(), &Authority::new().bundle(APPLIANCE, 3600));
+        }
+        let (mut process, log) = relay_process(directory.path(), &bundle);
+        assert_eq!(log.contains("TCP port stays closed"), !valid, "{log}");
+        assert_eq!(log.contains("open to its controller"), valid, "{log}");
+        let socket = directory.path().join("run/relay.sock");
+        let answer = client::call(&socket, hyper::Method::GET, "/health", Vec::new()).await;
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert_eq!(answer.unwrap().status, 200);
+    }
 }
