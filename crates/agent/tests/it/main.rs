@@ -11,3 +11,4 @@ mod api;
 mod exec;
 mod guest_commands;
 mod routes;
+mod session;
