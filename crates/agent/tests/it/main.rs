@@ -10,5 +10,6 @@
 mod api;
 mod exec;
 mod guest_commands;
+mod init;
 mod routes;
 mod session;
