@@ -1,5 +1,5 @@
 //! What `POST /exec` of `/bin/true` costs on a kept connection, beside a bare start and wait of the same
-//! program by this process: `cargo run --profile agent -p agent --example exec_cost`.
+//! program by this process: `cargo run --profile agent -p agent --example exec_cost [ROUNDS]`.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,40 +12,52 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 const ROUNDS: usize = 3000;
 const CALLERS: usize = 64;
-const ROUNDS_A_CALLER: usize = 100;
 
 fn main() -> Outcome<()> {
+    let rounds = std::env::args().nth(1);
+    let rounds = rounds.map_or(Ok(ROUNDS), |n| n.parse())?;
     // Before the agent begins to take all statuses of this process.
-    let bare = times(ROUNDS, || {
-        let status = Command::new("/bin/true").stdin(Stdio::null()).status()?;
-        status.success().then_some(()).ok_or("it failed".into())
-    })?;
+    let bare = times(rounds, start_and_wait)?;
+    let bare_rate = rate(rounds / 30 + 1, || Ok(start_and_wait))?;
     let directory = std::env::temp_dir().join(format!("exec-cost-{}", std::process::id()));
     std::fs::create_dir(&directory)?;
     let socket = serve(directory.join("agent.sock"))?;
     let mut caller = Caller::connect(&socket)?;
-    let exec = times(ROUNDS, || caller.call())?;
-    let began = Instant::now();
-    let callers: Vec<_> = (0..CALLERS)
-        .map(|_| {
-            let socket = socket.clone();
-            std::thread::spawn(move || {
-                let mut caller = Caller::connect(&socket)?;
-                times(ROUNDS_A_CALLER, || caller.call()).map(drop)
-            })
-        })
-        .collect();
-    for caller in callers {
-        caller.join().map_err(|_| "a caller panicked")??;
-    }
-    let took = began.elapsed();
+    let exec = times(rounds, || caller.call())?;
+    let rate = rate(rounds / 30 + 1, || {
+        let mut caller = Caller::connect(&socket)?;
+        Ok(move || caller.call())
+    })?;
     std::fs::remove_dir_all(&directory)?;
     say("bare start and wait", &bare);
     say("POST /exec", &exec);
     let ratio = median(&exec).as_secs_f64() / median(&bare).as_secs_f64();
-    let rate = (CALLERS * ROUNDS_A_CALLER) as f64 / took.as_secs_f64();
-    println!("ratio of the medians: {ratio:.2}; {CALLERS} callers at a time: {rate:.0} commands/s");
+    println!("ratio of the medians: {ratio:.2}");
+    println!("{CALLERS} at a time: {rate:.0}/s, bare {bare_rate:.0}/s");
     Ok(())
+}
+
+fn start_and_wait() -> Outcome<()> {
+    let status = Command::new("/bin/true").stdin(Stdio::null()).status()?;
+    status.success().then_some(()).ok_or("it failed".into())
+}
+
+/// How many a second, when many threads do it.
+fn rate<F, C>(rounds: usize, caller: F) -> Outcome<f64>
+where
+    F: Fn() -> Outcome<C> + Sync,
+    C: FnMut() -> Outcome<()>,
+{
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let run = || times(rounds, caller()?).map(drop);
+        let callers: Vec<_> = (0..CALLERS).map(|_| scope.spawn(run)).collect();
+        for caller in callers {
+            caller.join().map_err(|_| "a caller panicked")??;
+        }
+        Outcome::Ok(())
+    })?;
+    Ok((CALLERS * rounds) as f64 / began.elapsed().as_secs_f64())
 }
 
 fn serve(socket: PathBuf) -> Outcome<PathBuf> {

@@ -54,10 +54,10 @@ pub fn adopt() -> io::Result<()> {
 }
 
 /// Starts a process and tells its number and, once, its status. A receiver without a status means
-/// that the status is lost.
-pub fn start(
-    spawn: impl FnOnce() -> io::Result<Child>,
-) -> io::Result<(Pid, oneshot::Receiver<Status>)> {
+/// that the status is lost. One process starts at a time.
+pub fn start<E>(
+    spawn: impl FnOnce() -> Result<Child, E>,
+) -> Result<(Pid, oneshot::Receiver<Status>), E> {
     let mut table = table();
     let child = spawn()?;
     let pid = Pid::from_child(&child);
