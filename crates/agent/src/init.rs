@@ -22,7 +22,9 @@ use rustix::mount::{MountFlags, mount};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
 };
-use rustix::process::{Pid, Signal, getpid, kill_process_group};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getpid, getrlimit, kill_process_group, setrlimit,
+};
 use rustix::system::{RebootCommand, reboot};
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 use tokio::time::{Instant, sleep};
@@ -31,6 +33,8 @@ use crate::exec;
 
 /// How long processes may take to end by themselves.
 const GRACE: Duration = Duration::from_secs(1);
+/// How many descriptors process 1 may have open.
+const DESCRIPTORS: u64 = 16384;
 /// How often is looked whether all have ended.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// `SIGRTMIN+3`, with which a container is told to halt (systemd(1)); as C libraries count, since they
@@ -140,6 +144,18 @@ pub fn prepare() -> Result<(), InitError> {
     }
     if let Err(error) = loopback_up() {
         tracing::warn!(%error, "the loopback could not be brought up");
+    }
+    // Each command takes a few descriptors, and a thousand may run.
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(DESCRIPTORS).min(DESCRIPTORS);
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit {
+            current: Some(wanted),
+            ..limit
+        };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit of descriptors could not be raised");
+        }
     }
     Ok(())
 }

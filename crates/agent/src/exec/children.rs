@@ -11,10 +11,11 @@
 //! dropped. Nothing else in a process that uses this may wait for children of its own.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::num::NonZeroI32;
 use std::process::Child;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use rustix::process::{
@@ -54,16 +55,40 @@ pub fn adopt() -> io::Result<()> {
 }
 
 /// Starts a process and tells its number and, once, its status. A receiver without a status means
-/// that the status is lost.
-pub fn start(
-    spawn: impl FnOnce() -> io::Result<Child>,
-) -> io::Result<(Pid, oneshot::Receiver<Status>)> {
+/// that the status is lost. One process starts at a time.
+pub fn start<E>(
+    spawn: impl FnOnce() -> Result<Child, E>,
+) -> Result<(Pid, oneshot::Receiver<Status>), E> {
     let mut table = table();
-    let child = spawn()?;
+    let child = without_favour(spawn)?;
     let pid = Pid::from_child(&child);
     let (tell, status) = oneshot::channel();
     table.insert(pid.as_raw_nonzero(), tell);
     Ok((pid, status))
+}
+
+/// The kernel may have been told to end this process last (or first) when memory runs out. That is
+/// meant for the agent, and children inherit it at fork, so for that moment it is put aside. Afterwards
+/// would be too late: the child may have children by then.
+fn without_favour<T>(spawn: impl FnOnce() -> T) -> T {
+    const FAVOUR: &str = "/proc/self/oom_score_adj";
+    static OWN: LazyLock<Option<String>> = LazyLock::new(|| {
+        let own = fs::read_to_string(FAVOUR).ok()?;
+        (own.trim() != "0").then_some(own)
+    });
+    let set = |value: &str| {
+        if let Err(error) = fs::write(FAVOUR, value) {
+            tracing::debug!(%error, "the agent's place among those ended for memory stays");
+        }
+    };
+    if OWN.is_some() {
+        set("0");
+    }
+    let child = spawn();
+    if let Some(own) = OWN.as_ref() {
+        set(own);
+    }
+    child
 }
 
 /// Signals the process group that `pid` leads, unless its status was taken already.

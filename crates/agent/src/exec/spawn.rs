@@ -9,12 +9,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use api::session::WindowSize;
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Uid, getegid, geteuid};
+use rustix::process::{Pid, Uid, chdir, getegid, geteuid};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
@@ -80,10 +80,14 @@ fn start<T>(
     let attempt = |program: &Path, script: Option<&Path>| {
         let mut command = command(order, program, script, terminal);
         let ours = connect(&mut command)?;
-        match children::start(|| command.spawn()) {
-            Ok(started) => Ok((started, ours)),
-            Err(error) => Err(refusal(error)),
-        }
+        let started = children::start(|| {
+            if is_plain(order, terminal) {
+                spawn_there(&mut command, order)
+            } else {
+                command.spawn().map_err(refusal)
+            }
+        })?;
+        Ok((started, ours))
     };
     match attempt(&path, None) {
         // A script without `#!` is one for the shell, as everywhere.
@@ -106,17 +110,35 @@ fn command(order: &Order, program: &Path, script: Option<&Path>, terminal: bool)
         .args(order.argv.iter().skip(1))
         .env_clear()
         .envs(&order.env);
-    let ours = is_ours(order);
     if !terminal {
         command.process_group(0);
     }
-    if ours && !terminal {
-        command.current_dir(&order.directory);
-    } else {
-        let user = (!ours).then_some(&order.account);
+    if !is_plain(order, terminal) {
+        let user = (!is_ours(order)).then_some(&order.account);
         Steps::new(user, order.c_directory.clone(), terminal).before(&mut command);
     }
     command
+}
+
+/// Whether nothing has to be done between fork and exec.
+fn is_plain(order: &Order, terminal: bool) -> bool {
+    is_ours(order) && !terminal
+}
+
+/// Starts a process in its directory by being there: the standard library finds the file action for
+/// it only in a C library that is linked dynamically, and falls back to fork in the agent's static
+/// one. Nobody else starts a process meanwhile, and nothing of the agent uses relative paths.
+fn spawn_there(command: &mut Command, order: &Order) -> Result<Child, Refusal> {
+    chdir(&order.c_directory).map_err(|e| {
+        let (directory, cause) = (&order.directory, io::Error::from(e));
+        Failure::request(format!(
+            "the directory {directory:?} can't be entered: {cause}"
+        ))
+    })?;
+    let child = command.spawn().map_err(refusal);
+    // Away again: whoever stays in a directory keeps its file system from being unmounted.
+    let _ = chdir(c"/");
+    child
 }
 
 /// Whether the command runs as who the agent is.

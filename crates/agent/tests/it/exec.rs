@@ -95,6 +95,29 @@ async fn a_command_gets_what_was_asked_for() {
 }
 
 #[tokio::test]
+async fn nothing_of_the_agent_clings_to_a_command() {
+    // The kernel's place for the agent when memory runs out is not its commands'.
+    std::fs::write("/proc/self/oom_score_adj", "100").unwrap();
+    let guest = guest().await;
+    let line = "cat /proc/self/oom_score_adj; ls -l /proc/self/fd | grep -c -e agent.sock -e eventpoll -e socket -e ptmx; grep -E 'Sig(Blk|Ign)' /proc/self/status";
+    for user in ["root", "nobody"] {
+        let result = guest
+            .exec(json!({"command": line, "user": user, "cwd": "/"}))
+            .await;
+        let lines: Vec<&str> = result.stdout.lines().collect();
+        assert_eq!(lines[..2], ["0", "0"], "{user}: {}", result.stderr);
+        for line in &lines[2..] {
+            let signals = line.split_once('\t').unwrap().1;
+            let signals = u64::from_str_radix(signals, 16).unwrap();
+            // Two signals are the C library's own, which its posix_spawn leaves ignored.
+            assert_eq!(signals & !(0b11 << 31), 0, "{user}: {line}");
+        }
+    }
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    assert_eq!(own.trim(), "100");
+}
+
+#[tokio::test]
 async fn other_users_are_really_other_users() {
     let guest = guest().await;
     if !rustix::process::geteuid().is_root() {
