@@ -35,8 +35,8 @@ Examples:
   proximity forward db:5432 15432                 127.0.0.1:15432, or nothing
   proximity forward web:80 --json                 the port for a script, then it goes on
 
-Listens on this machine's loopback only and runs until Ctrl-C. The port in the instance may listen on
-the instance's own loopback.")]
+Listens on this machine's loopback only and runs until Ctrl-C. In the instance the port may be open
+on its own loopback only.")]
 pub struct ForwardArgs {
     /// The instance and its port, NAME:PORT
     #[arg(value_name = "NAME:PORT")]

@@ -45,14 +45,8 @@ pub struct Controller {
 impl Controller {
     /// Listens on a free port of this machine.
     pub fn start(answer: impl Fn(&Seen) -> Response + Send + Sync + 'static) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
         let (router, seen) = router(answer);
-        run(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            axum::serve(listener, router).await.unwrap();
-        });
+        let url = serve(router);
         Self { url, seen }
     }
 
@@ -61,14 +55,8 @@ impl Controller {
         path: &Path,
         answer: impl Fn(&Seen) -> Response + Send + Sync + 'static,
     ) -> Self {
-        let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let url = format!("unix:{}", path.display());
         let (router, seen) = router(answer);
-        run(async move {
-            let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-            axum::serve(listener, router).await.unwrap();
-        });
+        let url = serve_unix(path, router);
         Self { url, seen }
     }
 
@@ -81,6 +69,29 @@ impl Controller {
     pub fn lines(&self) -> Vec<String> {
         self.seen().into_iter().map(|s| s.line).collect()
     }
+}
+
+/// Serves a router on a free port of this machine until the test's process ends; its URL.
+pub fn serve(router: Router) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    run(async move {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        axum::serve(listener, router).await.unwrap();
+    });
+    url
+}
+
+/// Serves a router on a unix socket; its URL.
+pub fn serve_unix(path: &Path, router: Router) -> String {
+    let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    run(async move {
+        let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+        axum::serve(listener, router).await.unwrap();
+    });
+    format!("unix:{}", path.display())
 }
 
 fn router(

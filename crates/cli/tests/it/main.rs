@@ -5,12 +5,18 @@
 
 mod audit;
 mod controller;
+mod copy;
 mod exec;
+mod exec_json;
+mod forward;
+mod guest;
 mod help;
 mod output;
 mod password;
 mod progress;
 mod reach;
+mod shell;
+mod terminal;
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};

@@ -4,48 +4,19 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse as _;
-use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, tcgetattr};
 
 use crate::controller::Controller;
+use crate::terminal::{echoes, terminal, wait_until};
 use crate::{command, proximity, proximity_with};
 
 const PASSWORD: &str = "correct horse";
 
 fn controller() -> Controller {
     Controller::start(|_| StatusCode::NO_CONTENT.into_response())
-}
-
-/// A terminal: the end that a person holds, and the end that the program sees.
-fn terminal() -> (File, File) {
-    let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&person).unwrap();
-    unlockpt(&person).unwrap();
-    let name = ptsname(&person, Vec::new()).unwrap();
-    let flags = OFlags::RDWR | OFlags::NOCTTY;
-    let program = rustix::fs::open(name.as_c_str(), flags, Mode::empty()).unwrap();
-    (File::from(person), File::from(program))
-}
-
-fn echoes(terminal: &File) -> bool {
-    tcgetattr(terminal)
-        .unwrap()
-        .local_modes
-        .contains(LocalModes::ECHO)
-}
-
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what}");
-        std::thread::yield_now();
-    }
 }
 
 fn ask(controller: &Controller, terminal: &File) -> Child {
