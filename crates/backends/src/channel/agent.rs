@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::InstanceId;
 use api::exec::{ExecRequest, ExecResult, decode, encode};
 use api::session::{SessionStart, WindowSize};
 use async_trait::async_trait;
@@ -160,6 +161,10 @@ impl Channel for AgentChannel {
             .renew(&peer(guest), identity)
             .await
             .map_err(failed)
+    }
+
+    fn forget(&self, guest: &InstanceId) {
+        self.link.forget(guest);
     }
 
     async fn read_file(
