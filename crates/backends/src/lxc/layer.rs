@@ -57,6 +57,9 @@ fn own_directory(path: &Path, mode: u32) -> Result<(), PortError> {
 /// Removes a tree that a guest may have made as deep as it liked: `rm` walks it with a bounded number
 /// of descriptors, follows no link and stays on its file system.
 pub(crate) async fn remove_tree(path: &Path) -> Result<(), PortError> {
+    if fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        return Ok(());
+    }
     Program::new(format!("remove {}", path.display()), "rm")
         .args(["-rf", "--one-file-system", "--"])
         .arg(path)

@@ -8,6 +8,7 @@ mod identity;
 mod layer;
 mod layout;
 mod machine;
+mod monitor;
 mod relay_address;
 
 use std::io::{self, Read, Seek, SeekFrom};
@@ -89,6 +90,9 @@ impl LxcBackend {
     }
 
     async fn runs(&self, id: &InstanceId) -> Result<bool, PortError> {
+        if let Some(runs) = monitor::answers(&self.guests, id) {
+            return Ok(runs);
+        }
         let printed = self
             .lxc(format!("look at guest {id}"), "lxc-info", id)
             .args(["-s", "-H"])
