@@ -19,6 +19,6 @@ mod guest_commands;
 mod init;
 mod routes;
 mod served;
+mod session;
 mod trust;
 mod tunnel;
-mod session;
