@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use engine::ports::{Gateway, PortError};
 use link::{Link, LinkError};
 use wire::gateway::{GatewayDiff, GatewayReport, GatewayState, ProbeRequest};
+use wire::identity::Bundle;
 
 /// The gateway port of every backend whose appliances have a relay.
 #[derive(Debug, Clone)]
@@ -51,6 +52,11 @@ impl Gateway for LinkedGateway {
     async fn read(&self, appliance: &InstanceId) -> Result<GatewayReport, PortError> {
         let read = self.link.gateway_read(appliance).await;
         read.map_err(failed("gateway read"))
+    }
+
+    async fn renew(&self, appliance: &InstanceId, identity: &Bundle) -> Result<(), PortError> {
+        let told = self.link.renew_relay(appliance, identity).await;
+        told.map_err(failed("renew the relay's identity"))
     }
 
     async fn probe(&self, appliance: &InstanceId, request: &ProbeRequest) -> Result<(), PortError> {

@@ -242,15 +242,17 @@ pub fn refuse(error: &clap::Error, arguments: &[OsString]) -> Exit {
     exit
 }
 
-/// Whether a command line that could not be parsed was meant for `exec`: its first word that is
-/// neither a flag nor a global flag's value.
+/// Whether a command line that could not be parsed was meant for `exec` or `sandbox run`: its first
+/// words that are neither flags nor a global flag's value.
 fn is_exec(arguments: &[OsString]) -> bool {
     let mut words = arguments.iter().skip(1).map(|a| a.to_string_lossy());
+    let mut in_sandbox = false;
     while let Some(word) = words.next() {
-        if matches!(word.as_ref(), "--url" | "--config") {
-            words.next();
-        } else if !word.starts_with('-') {
-            return word == "exec";
+        match word.as_ref() {
+            "--url" | "--config" => drop(words.next()),
+            flag if flag.starts_with('-') => {}
+            "sandbox" if !in_sandbox => in_sandbox = true,
+            word => return word == if in_sandbox { "run" } else { "exec" },
         }
     }
     false
@@ -276,5 +278,7 @@ mod tests {
         check("proximity --url exec app list", false);
         check("proximity app exec", false);
         check("proximity --bad", false);
+        check("proximity sandbox run --bad", true);
+        check("proximity sandbox exec", false);
     }
 }

@@ -44,6 +44,16 @@ it ended (it is never run again by itself)."
 pub struct ExecArgs {
     /// The instance
     pub name: InstanceName,
+    /// Use this channel only, not the instance's own list
+    #[arg(long, value_name = "CHANNEL")]
+    pub channel: Option<String>,
+    #[command(flatten)]
+    pub command: CommandArgs,
+}
+
+/// A command and what it is given.
+#[derive(Debug, Args)]
+pub struct CommandArgs {
     /// Run as this user (name or number) [default: root]
     #[arg(short, long, value_name = "USER")]
     pub user: Option<String>,
@@ -56,9 +66,6 @@ pub struct ExecArgs {
     /// End the command and all its children after this time [default: none; 10m with --json]
     #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
     pub timeout: Option<Duration>,
-    /// Use this channel only, not the instance's own list
-    #[arg(long, value_name = "CHANNEL")]
-    pub channel: Option<String>,
     /// Give the command no standard input (it is read unless it is a terminal)
     #[arg(short = 'n', long)]
     pub no_stdin: bool,
@@ -72,39 +79,60 @@ pub struct ExecArgs {
 
 /// Runs a command in an instance.
 pub async fn run(client: &Client, args: ExecArgs, screen: &Screen) -> Result<Exit, Failure> {
-    let input = input(&args, screen)?;
-    let request = ExecRequest {
-        argv: args.argv,
-        env: args.env.into_iter().collect::<BTreeMap<_, _>>(),
-        cwd: args.workdir,
-        user: args.user,
-        timeout_ms: args
-            .timeout
-            .map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
-        channel: args.channel,
-        ..ExecRequest::default()
-    };
-    if screen.json() {
-        return call(client, &args.name, request, input, screen).await;
-    }
-    let start = start(request, input);
-    session::run(client, &args.name, &start, input, screen).await
+    let input = args.command.input(screen)?;
+    args.command
+        .run(client, &args.name, args.channel, input, screen)
+        .await
 }
 
-fn input(args: &ExecArgs, screen: &Screen) -> Result<Input, Failure> {
+impl CommandArgs {
+    /// Runs it to its end; its exit code.
+    pub async fn run(
+        self,
+        client: &Client,
+        name: &InstanceName,
+        channel: Option<String>,
+        input: Input,
+        screen: &Screen,
+    ) -> Result<Exit, Failure> {
+        let request = ExecRequest {
+            argv: self.argv,
+            env: self.env.into_iter().collect::<BTreeMap<_, _>>(),
+            cwd: self.workdir,
+            user: self.user,
+            timeout_ms: self
+                .timeout
+                .map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+            channel,
+            ..ExecRequest::default()
+        };
+        if screen.json() {
+            return call(client, name, request, input, screen).await;
+        }
+        let start = start(request, input);
+        session::run(client, name, &start, input, screen).await
+    }
+
+    /// What it will read; what can't be is refused before anything runs.
+    pub fn input(&self, screen: &Screen) -> Result<Input, Failure> {
+        input(self.tty, self.no_stdin, screen)
+    }
+}
+
+fn input(tty: bool, no_stdin: bool, screen: &Screen) -> Result<Input, Failure> {
     let typed = io::stdin().is_terminal();
-    match args.tty {
+    match tty {
         true if screen.json() => Err(Failure::usage(
             "a terminal and --json exclude each other; nothing was run",
             "leave one of them out",
         )),
-        true if args.no_stdin || !typed => Err(Failure::usage(
+        true if no_stdin || !typed => Err(Failure::usage(
             "-t needs a terminal on standard input; nothing was run",
             "leave -t out: input and output pass through without a terminal",
         )),
         true => Ok(Input::Terminal),
         // Without -t a person would type into nothing.
-        false if args.no_stdin || typed => Ok(Input::None),
+        false if no_stdin || typed => Ok(Input::None),
         false => Ok(Input::Streamed),
     }
 }

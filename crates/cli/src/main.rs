@@ -66,7 +66,10 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Exit {
     let screen = Screen::new(cli.globals.json, cli.globals.quiet);
-    let is_exec = matches!(cli.command, Command::Exec(_));
+    let is_exec = matches!(
+        cli.command,
+        Command::Exec(_) | Command::Sandbox(sandbox::SandboxCommand::Run(_))
+    );
     match dispatch(cli, &screen) {
         Ok(exit) => exit,
         Err(failure) => {

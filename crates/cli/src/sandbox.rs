@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use client::Client;
 
 use crate::deploy::fresh_key;
+use crate::exec::CommandArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::limits::LimitArgs;
@@ -22,6 +23,19 @@ const START: Duration = Duration::from_secs(600);
 /// `sandbox …`
 #[derive(Debug, Subcommand)]
 pub enum SandboxCommand {
+    /// Make a sandbox, run one command in it, and remove it
+    #[command(
+        override_usage = "proximity sandbox run [OPTIONS] -- <ARGV>...",
+        after_help = "\
+Examples:
+  proximity sandbox run -- python3 -c 'print(6 * 7)'
+  proximity sandbox run -- sh < build.sh
+  proximity sandbox run --memory 1G --timeout 5m -t -- bash
+
+The sandbox goes with the command, whatever ends it; if we can't say so any more, by its time to live.
+Exit codes are those of `proximity exec`."
+    )]
+    Run(RunArgs),
     /// Make a sandbox and wait until commands can be run in it
     #[command(
         after_help = "Examples:\n  proximity sandbox create\n  proximity sandbox create --name lab --ttl 4h --memory 1G\n\nIt ends by itself when its time is over: `proximity sandbox extend NAME --ttl 1h` gives it more."
@@ -67,6 +81,15 @@ impl SandboxArgs {
     }
 }
 
+/// `sandbox run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
+    #[command(flatten)]
+    pub command: CommandArgs,
+}
+
 /// `sandbox create`
 #[derive(Debug, Args)]
 pub struct CreateArgs {
@@ -102,6 +125,7 @@ pub async fn run(
     screen: &Screen,
 ) -> Result<Exit, Failure> {
     match command {
+        SandboxCommand::Run(args) => run_once(client, args, screen).await,
         SandboxCommand::Create(args) => {
             let sandbox = create(client, &args.sandbox, args.name).await?;
             screen.result(&sandbox, created)
@@ -131,6 +155,25 @@ pub async fn create(
     Ok(client
         .create_sandbox(&request, &fresh_key()?, START)
         .await?)
+}
+
+/// One command in a sandbox of its own.
+async fn run_once(client: &Client, args: RunArgs, screen: &Screen) -> Result<Exit, Failure> {
+    // What is wrong with the call is said before anything is made.
+    let input = args.command.input(screen)?;
+    let sandbox = create(client, &args.sandbox, None).await?;
+    let ran = args
+        .command
+        .run(client, &sandbox.name, None, input, screen)
+        .await;
+    if let Err(e) = client.kill_sandbox(sandbox.name.as_str()).await {
+        let left = left(&sandbox);
+        screen.warn(&format!(
+            "proximity: the sandbox {} could not be removed ({e}); it ends by itself after {left}",
+            sandbox.name
+        ));
+    }
+    ran
 }
 
 /// Ends sandbox after sandbox. One that can't be ended keeps none of the others; the first failure is

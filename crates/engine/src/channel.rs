@@ -271,6 +271,9 @@ pub trait Channel: Send + Sync {
         Err(self.no("identities"))
     }
 
+    /// Forgets a guest that is gone: connections to it and what was signed for it.
+    fn forget(&self, _guest: &InstanceId) {}
+
     /// Reads a file, or the rest of it from an offset.
     async fn read_file(
         &self,

@@ -15,6 +15,8 @@ use wire::gateway::{
     ServiceReport,
 };
 
+use wire::identity::Bundle;
+
 use crate::controller::Ports;
 use crate::image::{ImageSpec, Images};
 use crate::instance::{AppWorkload, InstanceDesired, InstanceRecord, InstanceSpec, Workload};
@@ -121,6 +123,8 @@ pub struct FakeNode {
     pub held: Mutex<BTreeSet<&'static str>>,
     /// Every call, in order, from its beginning.
     pub calls: Mutex<Vec<String>>,
+    /// Guests whose identity ends soon.
+    pub due: Mutex<BTreeSet<InstanceId>>,
     changed: watch::Sender<()>,
 }
 
@@ -223,6 +227,24 @@ impl Backend for FakeNode {
             Some(guest) => guest.1 = true,
             None => return Err(PortError::new("start", "no such guest")),
         }
+        Ok(())
+    }
+
+    async fn due_identity(&self, id: &InstanceId) -> Result<Option<Bundle>, PortError> {
+        Ok(locked(&self.due).contains(id).then(|| Bundle {
+            instance: id.to_string(),
+            key: Default::default(),
+            certificate: String::new(),
+            authority: String::new(),
+            not_after: 0,
+            controller: String::new(),
+        }))
+    }
+
+    async fn place_identity(&self, id: &InstanceId, _identity: &Bundle) -> Result<(), PortError> {
+        self.called("place", id).await?;
+        locked(&self.due).remove(id);
+        self.changed.send_replace(());
         Ok(())
     }
 
@@ -330,6 +352,10 @@ impl Gateway for FakeNode {
         })
     }
 
+    async fn renew(&self, appliance: &InstanceId, _identity: &Bundle) -> Result<(), PortError> {
+        self.called("renew", appliance).await
+    }
+
     async fn probe(
         &self,
         _appliance: &InstanceId,
@@ -379,6 +405,12 @@ impl Channel for FakeNode {
             truncated: false,
             duration: Duration::from_millis(1),
         })
+    }
+
+    async fn renew(&self, guest: &ChannelTarget, _identity: &Bundle) -> Result<(), ChannelError> {
+        self.called("renew", &guest.id)
+            .await
+            .map_err(|e| ChannelError::Unreachable(e.cause))
     }
 
     /// Writes the arguments, then what it reads until end-of-file, and exits with 0.

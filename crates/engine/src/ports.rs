@@ -203,6 +203,14 @@ pub trait Gateway: Send + Sync {
     /// Reads what holds now.
     async fn read(&self, appliance: &InstanceId) -> Result<GatewayReport, PortError>;
 
+    /// Tells the relay its new identity.
+    async fn renew(&self, _appliance: &InstanceId, _identity: &Bundle) -> Result<(), PortError> {
+        Err(PortError::new(
+            "renew the relay's identity",
+            "this gateway has none",
+        ))
+    }
+
     /// Waits until an instance answers as asked, at most as long as the request says.
     /// The error's cause is the last thing that was seen.
     async fn probe(&self, appliance: &InstanceId, request: &ProbeRequest) -> Result<(), PortError>;

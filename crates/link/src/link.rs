@@ -164,11 +164,24 @@ impl Link {
     /// Gives a guest a new identity. Its old certificate is gone afterwards, and with it the
     /// connections that were made by it.
     pub async fn renew(&self, peer: &Peer, bundle: &Bundle) -> Result<(), LinkError> {
-        let to = Destination::agent(peer);
+        self.tell_identity(&Destination::agent(peer), bundle).await
+    }
+
+    /// Gives an appliance's relay a new identity, as [`Link::renew`] does a guest.
+    pub async fn renew_relay(
+        &self,
+        appliance: &InstanceId,
+        bundle: &Bundle,
+    ) -> Result<(), LinkError> {
+        self.tell_identity(&Destination::relay(appliance), bundle)
+            .await
+    }
+
+    async fn tell_identity(&self, to: &Destination, bundle: &Bundle) -> Result<(), LinkError> {
         let call = Call::new(Method::PUT, "/identity", SHORT_CALL)
             .scope(Scope::Identity)
             .json(to.name(), bundle)?;
-        self.call(&to, call)
+        self.call(to, call)
             .await?
             .body(SHORT_ANSWER_MAX_BYTES)
             .await?;

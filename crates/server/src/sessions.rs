@@ -14,6 +14,7 @@ use api::session::{MESSAGE_MAX_BYTES, SessionControl, SessionStart, Stream, Wind
 use axum::Extension;
 use axum::Router;
 use axum::body::{Body, Bytes};
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, State as Extract};
 use axum::response::{IntoResponse, Response};
@@ -52,10 +53,9 @@ pub(crate) async fn session(
     Extension(actor): Extension<Actor>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Failed> {
-    refuse_foreign_origin(&headers)?;
-    let upgrade = upgrade.max_message_size(2 * MESSAGE_MAX_BYTES);
+    let upgrade = accept(&headers, upgrade)?;
     Ok(upgrade.on_upgrade(move |socket| serve(state, actor, name, socket, false)))
 }
 
@@ -67,11 +67,22 @@ pub(crate) async fn pty(
     Extension(actor): Extension<Actor>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Failed> {
-    refuse_foreign_origin(&headers)?;
-    let upgrade = upgrade.max_message_size(2 * MESSAGE_MAX_BYTES);
+    let upgrade = accept(&headers, upgrade)?;
     Ok(upgrade.on_upgrade(move |socket| serve(state, actor, name, socket, true)))
+}
+
+fn accept(
+    headers: &HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<WebSocketUpgrade, Failed> {
+    refuse_foreign_origin(headers)?;
+    let upgrade = upgrade.map_err(|e| {
+        Problem::new(426, "upgrade_required", e.body_text())
+            .hint("this call is a websocket; its messages: /api/v1/openapi.json")
+    })?;
+    Ok(upgrade.max_message_size(2 * MESSAGE_MAX_BYTES))
 }
 
 /// A browser says which page opens a websocket; only pages of this very host may.

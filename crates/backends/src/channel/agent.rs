@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::Problem;
 use api::exec::{ExecRequest, ExecResult, decode, encode};
 use api::session::{SessionStart, WindowSize};
+use api::{InstanceId, Problem};
 use async_trait::async_trait;
 use engine::ports::{
     Channel, ChannelError, ChannelTarget, CommandEnd, CommandOutcome, Duplex, FileDownload,
@@ -186,6 +186,10 @@ impl Channel for AgentChannel {
             .renew(&peer(guest), identity)
             .await
             .map_err(failed)
+    }
+
+    fn forget(&self, guest: &InstanceId) {
+        self.link.forget(guest);
     }
 
     async fn read_file(

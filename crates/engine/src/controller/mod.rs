@@ -9,6 +9,7 @@
 
 mod gateway_sync;
 mod guest_commands;
+mod identities;
 mod reconcile_instance;
 mod reconcile_zone;
 mod requests;

@@ -10,6 +10,7 @@ use api::InstanceId;
 use api::app::{AppStatus, Failure};
 use tokio::sync::Notify;
 use wire::gateway::ProbeRequest;
+use wire::identity::Bundle;
 
 use super::worker::Settled;
 use super::{Controller, Object, reconcile_zone};
@@ -178,6 +179,7 @@ impl Run<'_> {
             }
             A::Destroy => {
                 ports.backend.destroy(&id).await?;
+                ports.channels.iter().for_each(|c| c.forget(&id));
                 Ok(format!("guest {id} is gone"))
             }
             A::Withdraw => {
@@ -203,34 +205,20 @@ impl Run<'_> {
             .map(drop)
     }
 
-    /// Gives a running guest a new identity before the old one ends. The agent is told first: one that
-    /// could not be told is asked again at the next look.
     async fn renew_identity(&self) {
         if self.record.status != AppStatus::Running {
             return;
         }
-        let backend = &self.controller.ports().backend;
-        let renewed = async {
-            let Some(identity) = backend.due_identity(&self.record.id).await? else {
-                return Ok(false);
-            };
-            let target = self.record.channel_target(self.zone);
-            for channel in self.controller.channels_of(&self.record) {
-                if channel.name() == "agent" {
-                    let told = channel.renew(&target, &identity).await;
-                    told.map_err(|e| PortError::new("tell the agent its new identity", e))?;
-                }
-            }
-            backend.place_identity(&self.record.id, &identity).await?;
-            Ok::<_, PortError>(true)
+        let target = self.record.channel_target(self.zone);
+        let channels = self.controller.channels_of(&self.record);
+        let Some(agent) = channels.into_iter().find(|c| c.name() == "agent") else {
+            return;
         };
-        match renewed.await {
-            Ok(false) => {}
-            Ok(true) => tracing::info!(instance.id = %self.record.id, "its identity was renewed"),
-            Err(e) => {
-                tracing::warn!(instance.id = %self.record.id, "its identity was not renewed: {e}")
-            }
-        }
+        let tell = async |identity: &Bundle| {
+            let told = agent.renew(&target, identity).await;
+            told.map_err(|e| PortError::new("tell the agent its new identity", e))
+        };
+        self.controller.renew_identity(&self.record.id, tell).await;
     }
 
     /// The agent's first answer: from here on the guest can be worked in.

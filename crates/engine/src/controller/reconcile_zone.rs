@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use api::ZoneName;
 use api::app::Failure;
 
+use wire::identity::Bundle;
+
 use super::worker::Settled;
 use super::{Controller, Object};
 use crate::error::Error;
@@ -86,6 +88,11 @@ impl Controller {
             Err(e) => Err(e),
         };
         let well = outcome.is_ok();
+        if well {
+            let gateway = &self.ports().gateway;
+            let tell = async |identity: &Bundle| gateway.renew(&zone.appliance, identity).await;
+            self.renew_identity(&zone.appliance, tell).await;
+        }
         if zone.settled != well {
             self.ports()
                 .store

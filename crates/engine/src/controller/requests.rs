@@ -327,7 +327,7 @@ impl Controller {
         kind: &str,
     ) -> Result<OperationId, Error> {
         match kind {
-            "delete" => {
+            "delete" | "expire" => {
                 record.desired = InstanceDesired::Deleted;
                 record.status = AppStatus::Deleting;
                 record.failure = None;

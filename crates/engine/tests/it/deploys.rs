@@ -26,6 +26,8 @@ async fn a_deploy_goes_through_its_steps_in_order() {
             "create done",
             "start started",
             "start done",
+            "agent started",
+            "agent done",
             "ready started",
             "ready done",
             "route started",
@@ -33,7 +35,7 @@ async fn a_deploy_goes_through_its_steps_in_order() {
         ]
     );
     let seqs: Vec<u32> = operation.events.iter().map(|e| e.seq).collect();
-    assert_eq!(seqs, (1..=13).collect::<Vec<_>>());
+    assert_eq!(seqs, (1..=15).collect::<Vec<_>>());
     ruled.assert_only("web").await;
     let record = ruled.record("web").await;
     let state = ruled.gateway();

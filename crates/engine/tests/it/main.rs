@@ -4,7 +4,9 @@
 mod deletion;
 mod deploys;
 mod docs;
+mod identities;
 mod power;
 mod restarts;
 mod ruled;
+mod sandboxes;
 mod zones;

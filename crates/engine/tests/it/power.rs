@@ -30,19 +30,21 @@ async fn stop_start_and_restart() {
     assert!(power(Power::Stop).await.is_empty(), "it is stopped");
     assert_eq!(
         power(Power::Start).await,
-        ["publish", "start", "ready", "route"]
+        ["publish", "start", "agent", "ready", "route"]
     );
     ruled.assert_only("web").await;
     assert!(power(Power::Start).await.is_empty(), "it runs");
     assert_eq!(
         power(Power::Restart).await,
-        ["unroute", "stop", "publish", "start", "ready", "route"]
+        [
+            "unroute", "stop", "publish", "start", "agent", "ready", "route"
+        ]
     );
     ruled.assert_only("web").await;
     power(Power::Stop).await;
     assert_eq!(
         power(Power::Restart).await,
-        ["publish", "start", "ready", "route"]
+        ["publish", "start", "agent", "ready", "route"]
     );
     ruled.assert_only("web").await;
 }

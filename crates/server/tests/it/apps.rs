@@ -84,7 +84,7 @@ async fn a_command_and_its_result() {
         json!({
             "stdout": "echo $(id)", "stderr": "in", "stdout_encoding": "utf-8", "stderr_encoding": "utf-8",
             "exit_code": 0, "signal": null, "timed_out": false, "truncated": false, "duration_ms": 1,
-            "channel": "fake",
+            "channel": "agent",
         })
     );
     let binary = json!({"command": "cat", "stdin": "/wA=", "stdin_encoding": "base64"});

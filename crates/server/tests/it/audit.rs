@@ -109,7 +109,7 @@ async fn a_command_is_recorded_with_its_end_and_without_secrets() {
     assert_eq!((outcome.outcome, outcome.exit_code), (Verdict::Ok, Some(0)));
     assert_eq!(
         (outcome.duration_ms, outcome.channel.as_deref()),
-        (Some(1), Some("fake"))
+        (Some(1), Some("agent"))
     );
     assert_eq!(outcome.id, intent.id);
     let text = std::fs::read_to_string(served.audit_file()).unwrap();

@@ -10,3 +10,4 @@ mod idempotency;
 mod operations;
 mod problems;
 mod served;
+mod sessions;

@@ -173,7 +173,7 @@ async fn requests_that_are_refused() {
             exec("web", json!({"argv": ["id"], "channel": "pct"})),
             422,
             "bad_request",
-            "fake",
+            "channels of web: agent",
         ),
         (
             exec("nobody", json!({"argv": ["id"]})),

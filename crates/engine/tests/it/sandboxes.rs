@@ -1,0 +1,171 @@
+//! Sandboxes: made without the gateway, ended by a person or by their time, reached by their agent only.
+
+use api::app::AppStatus;
+use api::exec::ExecRequest;
+use api::sandbox::SandboxRequest;
+use engine::{Config, Error};
+
+use crate::ruled::{Ruled, code, events};
+
+fn request(name: &str) -> SandboxRequest {
+    SandboxRequest {
+        name: Some(name.into()),
+        ..SandboxRequest::default()
+    }
+}
+
+fn argv(words: &[&str], channel: Option<&str>) -> ExecRequest {
+    ExecRequest {
+        argv: words.iter().map(ToString::to_string).collect(),
+        channel: channel.map(Into::into),
+        ..ExecRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn made_and_killed_without_the_gateway() {
+    let ruled = Ruled::up().await;
+    let (operation, name) = ruled
+        .controller
+        .create_sandbox(&SandboxRequest::default())
+        .await
+        .unwrap();
+    let operation = ruled.end(&operation).await;
+    assert_eq!(operation.failure, None);
+    let done: Vec<String> = events(&operation)
+        .into_iter()
+        .filter(|e| e.ends_with("done"))
+        .collect();
+    assert_eq!(
+        done,
+        ["image done", "create done", "start done", "agent done"]
+    );
+    let sandbox = ruled.controller.sandbox(name.as_str()).await.unwrap();
+    assert_eq!(sandbox.status, AppStatus::Running);
+    assert_eq!(sandbox.ip.to_string(), "10.20.0.2", "a static address");
+    assert!((3590..=3600).contains(&sandbox.expires_in_s), "an hour");
+    assert!(name.as_str().starts_with("sandbox-"));
+    assert!(ruled.gateway().hosts.is_empty());
+    assert!(ruled.controller.apps().await.unwrap().is_empty());
+    assert_eq!(
+        code(ruled.controller.app(name.as_str()).await),
+        "unknown_instance"
+    );
+    assert_eq!(
+        code(ruled.controller.delete(name.as_str()).await),
+        "bad_request"
+    );
+
+    let killed = ruled
+        .controller
+        .kill_sandbox(sandbox.id.as_str())
+        .await
+        .unwrap();
+    assert_eq!(ruled.end(&killed).await.failure, None);
+    assert!(ruled.controller.sandboxes().await.unwrap().is_empty());
+    assert!(ruled.guest(&sandbox.id).is_none());
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_and_changes_nothing() {
+    let ruled = Ruled::with_app("web").await;
+    let refused = async |change: fn(&mut SandboxRequest)| {
+        let mut asked = request("box");
+        change(&mut asked);
+        code(ruled.controller.create_sandbox(&asked).await)
+    };
+    assert_eq!(
+        refused(|r| r.image = Some("alpine".into())).await,
+        "bad_request"
+    );
+    assert_eq!(refused(|r| r.ttl_s = Some(1)).await, "bad_request");
+    assert_eq!(refused(|r| r.ttl_s = Some(u64::MAX)).await, "bad_request");
+    assert_eq!(
+        refused(|r| r.name = Some("localhost".into())).await,
+        "bad_request"
+    );
+    assert_eq!(refused(|r| r.name = Some("web".into())).await, "name_taken");
+    assert_eq!(
+        refused(|r| r.limits.memory_mb = Some(1)).await,
+        "bad_request"
+    );
+    assert!(ruled.controller.sandboxes().await.unwrap().is_empty());
+    for error in [
+        ruled.controller.sandbox("web").await.err(),
+        ruled.controller.extend_sandbox("web", 60).await.err(),
+        ruled.controller.kill_sandbox("nobody").await.err(),
+    ] {
+        assert!(
+            matches!(error, Some(Error::UnknownInstance(_))),
+            "{error:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn it_ends_when_its_time_is_over_and_not_before() {
+    let ruled = Ruled::up().await;
+    for name in ["short", "long"] {
+        let (operation, _) = ruled
+            .controller
+            .create_sandbox(&request(name))
+            .await
+            .unwrap();
+        assert_eq!(ruled.end(&operation).await.failure, None);
+    }
+    let extended = ruled.controller.extend_sandbox("long", 7200).await.unwrap();
+    assert!((7190..=7200).contains(&extended.expires_in_s));
+    // As if an hour had passed for one of them, while no controller ran.
+    let past = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(1);
+    let id = ruled.id("short").await;
+    use engine::store::Store;
+    assert!(ruled.store.set_expiry(&id, past).await.unwrap());
+    let ruled = ruled.restarted().await;
+    ruled
+        .until_recorded(|all| all.iter().all(|i| i.name.as_str() == "long"))
+        .await;
+    ruled
+        .node
+        .until(|node| !node.guests.lock().unwrap().contains_key(&id))
+        .await;
+    assert_eq!(ruled.record("long").await.status, AppStatus::Running);
+}
+
+#[tokio::test]
+async fn more_power_than_the_agents_is_used_only_where_the_operator_says_so() {
+    let ruled = Ruled::with_app("web").await;
+    let (operation, _) = ruled
+        .controller
+        .create_sandbox(&request("box"))
+        .await
+        .unwrap();
+    assert_eq!(ruled.end(&operation).await.failure, None);
+    for name in ["web", "box"] {
+        let asked = argv(&["id"], Some("lxc-attach"));
+        assert_eq!(
+            code(ruled.controller.exec(name, &asked).await),
+            "bad_request"
+        );
+        let ran = ruled
+            .controller
+            .exec(name, &argv(&["id"], None))
+            .await
+            .unwrap();
+        assert_eq!(ran.channel, "agent");
+    }
+    let ran = ruled
+        .controller
+        .exec("prox-appliance", &argv(&["id"], None))
+        .await;
+    assert_eq!(ran.unwrap().channel, "lxc-attach");
+
+    let text = "nodes: { local: { backend: lxc, channels: [agent, lxc-attach] } }";
+    let ruled = ruled.restarted_with(Config::parse(text).unwrap()).await;
+    let asked = argv(&["id"], Some("lxc-attach"));
+    let ran = ruled.controller.exec("web", &asked).await.unwrap();
+    assert_eq!(ran.channel, "lxc-attach");
+    assert_eq!(
+        code(ruled.controller.exec("box", &asked).await),
+        "bad_request"
+    );
+}
