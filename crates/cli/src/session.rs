@@ -20,6 +20,7 @@ use bytes::Bytes;
 use client::{Client, SessionEvent, SessionInput, SessionOutput};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -35,6 +36,8 @@ const QUEUE: usize = 4;
 /// The signal after which a terminal may have been used by others.
 const CONTINUED: i32 = 18;
 const BROKEN_PIPE: i32 = 13;
+/// How often the controller hears that we are there: well within the 45 s after which we would be gone.
+const ALIVE_EVERY: Duration = Duration::from_secs(10);
 
 /// What the command reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,8 +204,12 @@ async fn feed(to: &mut SessionInput, input: Input, raw: Option<&RawMode>) -> Res
         ),
         None => (None, None),
     };
+    // Not by the side that reads: that one waits while whoever reads our output does not.
+    let mut alive = interval_at(Instant::now() + ALIVE_EVERY, ALIVE_EVERY);
+    alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let sent = tokio::select! {
+            _ = alive.tick() => to.alive().await,
             piece = next(&mut typed) => match piece {
                 Some(Ok(bytes)) if raw.is_some() => {
                     let (passed, left) = escape.pass(&bytes);

@@ -123,6 +123,12 @@ impl SessionInput {
         self.send(Message::text(text)).await
     }
 
+    /// Says that the caller is still there. The controller takes one for gone that says nothing for 45 s,
+    /// and its own pings are answered only while the output is read.
+    pub async fn alive(&mut self) -> Result<(), Error> {
+        self.send(Message::Ping(Bytes::new())).await
+    }
+
     /// Ends the session, and with it the command if it still runs. Takes two seconds at most.
     pub async fn close(mut self) {
         // Without the message the end of the connection says the same.

@@ -71,7 +71,8 @@ impl LinkError {
             // A request that the peer found fault with was not carried out; what any other status
             // means only its code can tell.
             Self::Refused { problem, .. } => {
-                !(400..500).contains(&problem.status) && problem.code != wire_code::NOTHING_RAN
+                !(400..500).contains(&problem.status)
+                    && ![wire_code::NOTHING_RAN, wire_code::BUSY].contains(&problem.code.as_str())
             }
             Self::OutcomeUnknown { .. } | Self::Garbage { .. } => true,
         }
@@ -82,6 +83,8 @@ impl LinkError {
 pub(crate) mod wire_code {
     /// No process was started.
     pub const NOTHING_RAN: &str = "nothing_ran";
+    /// There was no room for the request: it was turned away at the door.
+    pub const BUSY: &str = "busy";
 }
 
 #[cfg(test)]

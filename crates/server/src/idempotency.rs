@@ -39,6 +39,16 @@ pub(crate) async fn once(
     if request.method() == Method::GET || request.method() == Method::HEAD {
         return Ok(next.run(request).await);
     }
+    if is_streamed(&request) {
+        // An answer that has no end yet can't be kept, nor a body with a digest behind it.
+        return Err(Problem::new(
+            400,
+            "no_key_for_streams",
+            "a stream is not kept, so it can't be answered again: no Idempotency-Key here",
+        )
+        .hint("leave the key out; nothing was done")
+        .into());
+    }
     let text = value.to_str().ok().filter(|k| (1..=255).contains(&k.len()));
     let key = text.ok_or_else(|| {
         Problem::new(
@@ -117,6 +127,14 @@ pub(crate) async fn once(
             Err(Problem::new(500, "call_failed", format!("the call ended early: {e}")).into())
         }
     }
+}
+
+/// Calls whose body or answer passes through as it comes.
+fn is_streamed(request: &Request) -> bool {
+    let path = request.uri().path();
+    path.ends_with("/files")
+        || path.ends_with("/forward")
+        || path.ends_with("/exec") && crate::instances::wants_lines(request.headers())
 }
 
 /// What is told to who repeats a call whose first answer nobody knows.

@@ -45,7 +45,8 @@ pub(crate) async fn exec(
     Ok((Extension(Told::ran(&result)), Json(result)).into_response())
 }
 
-fn wants_lines(headers: &HeaderMap) -> bool {
+/// Whether the answer to a command is to be a stream of events.
+pub(crate) fn wants_lines(headers: &HeaderMap) -> bool {
     headers
         .get_all(ACCEPT)
         .iter()

@@ -1,5 +1,5 @@
 //! The identity that a guest's agent or an appliance's relay is given before it first starts: one
-//! JSON file on a read-only mount, mode 0600, read once at start. No valid bundle, no socket.
+//! JSON file on a read-only mount, readable for the guest's root alone, read once at start. No valid bundle, no socket.
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;

@@ -100,18 +100,54 @@ fn content(path: &Path) -> Result<Zeroizing<Vec<u8>>, BundleError> {
     Ok(text)
 }
 
+/// The user that stands for all that this user namespace does not know: among them the node's root.
+const NOBODY_HERE: u32 = 65_534;
+
 fn fault(file: &File) -> io::Result<Option<String>> {
     let metadata = file.metadata()?;
     let us = rustix::process::geteuid().as_raw();
-    let mode = metadata.mode() & 0o7777;
-    Ok(if !metadata.is_file() {
+    let our_group = rustix::process::getegid().as_raw();
+    Ok(if metadata.is_file() {
+        let owner = (metadata.uid(), metadata.gid());
+        fault_of(owner, metadata.mode() & 0o7777, (us, our_group))
+    } else {
         Some("it is no regular file".into())
-    } else if metadata.uid() != us {
-        let owner = metadata.uid();
+    })
+}
+
+/// Fine is a file of ours that nobody else may touch, and one of the node that our group may only read:
+/// that one a guest can't change even if it makes the mount writable.
+fn fault_of((owner, group): (u32, u32), mode: u32, (us, our_group): (u32, u32)) -> Option<String> {
+    let is_nodes = owner == NOBODY_HERE && us != NOBODY_HERE && group == our_group;
+    if is_nodes && mode & 0o337 == 0 {
+        None
+    } else if owner != us {
         Some(format!("it belongs to user {owner}, not to us ({us})"))
     } else if mode & 0o077 != 0 {
         Some(format!("its mode is {mode:04o}, not 0600"))
     } else {
         None
-    })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_is_ours_or_the_nodes() {
+        let check = |owner, mode, fine: bool| {
+            let fault = fault_of(owner, mode, (0, 0));
+            assert_eq!(fault.is_none(), fine, "{owner:?} {mode:o}: {fault:?}");
+        };
+        check((0, 0), 0o600, true);
+        check((0, 5), 0o400, true);
+        check((NOBODY_HERE, 0), 0o440, true);
+        check((0, 0), 0o640, false);
+        check((1000, 0), 0o600, false);
+        check((NOBODY_HERE, 0), 0o640, false);
+        check((NOBODY_HERE, 0), 0o460, false);
+        check((NOBODY_HERE, 0), 0o444, false);
+        check((NOBODY_HERE, 5), 0o440, false);
+    }
 }

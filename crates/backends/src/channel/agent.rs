@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::InstanceId;
 use api::exec::{ExecRequest, ExecResult, decode, encode};
 use api::session::{SessionStart, WindowSize};
+use api::{InstanceId, Problem};
 use async_trait::async_trait;
 use engine::ports::{
     Channel, ChannelError, ChannelTarget, CommandEnd, CommandOutcome, Duplex, FileDownload,
@@ -21,6 +21,9 @@ use wire::identity::Bundle;
 
 /// Messages on their way in each direction.
 const QUEUE: usize = 8;
+/// What the answer may take beyond the command's own deadline: the agent ends the tree, reads what is left
+/// of the output and sends up to 16 MiB of it. Without it a deadline would look like a broken connection.
+const ANSWER_GRACE: Duration = Duration::from_secs(30);
 
 /// See the module's documentation.
 #[derive(Debug, Clone)]
@@ -53,6 +56,9 @@ fn failed(error: LinkError) -> ChannelError {
             ChannelError::NothingRan(problem.detail)
         }
         LinkError::NothingRan { reason, .. } => ChannelError::NothingRan(reason),
+        LinkError::OutcomeUnknown { peer, reason } => {
+            ChannelError::OutcomeUnknown(format!("{peer}: {reason}"))
+        }
         _ if may_have_run => ChannelError::OutcomeUnknown(error.to_string()),
         _ => ChannelError::NothingRan(error.to_string()),
     }
@@ -62,6 +68,25 @@ fn failed_file(error: LinkError) -> FileError {
     match error {
         LinkError::Refused { problem, .. } => FileError::Refused(*problem),
         other => FileError::Channel(failed(other)),
+    }
+}
+
+/// As [`failed_file`]; content that broke off on its way here is its sender's fault, not the guest's.
+fn failed_upload(error: LinkError) -> FileError {
+    match error {
+        LinkError::NothingRan { reason, .. } => FileError::Refused(
+            Problem::new(422, "body_broken", reason)
+                .hint("nothing was changed; send the file again, with its Repr-Digest"),
+        ),
+        other => failed_file(other),
+    }
+}
+
+/// A connection that was refused carried nothing, whatever the refusal's status.
+fn failed_forward(error: LinkError) -> ChannelError {
+    match error {
+        LinkError::Refused { problem, .. } => ChannelError::NothingRan(problem.detail),
+        other => failed(other),
     }
 }
 
@@ -123,7 +148,7 @@ impl Channel for AgentChannel {
         }
         let ran = self
             .link
-            .exec(&peer(guest), &request, command.timeout)
+            .exec(&peer(guest), &request, command.timeout + ANSWER_GRACE)
             .await;
         outcome(ran.map_err(failed)?)
     }
@@ -209,7 +234,7 @@ impl Channel for AgentChannel {
         let user = request.user.as_deref();
         let peer = peer(guest);
         let written = self.link.write_file(&peer, &request.path, user, upload);
-        let written = written.await.map_err(failed_file)?;
+        let written = written.await.map_err(failed_upload)?;
         Ok(FileWritten {
             size_bytes: written.size_bytes,
             sha256: written.sha256,
@@ -222,7 +247,7 @@ impl Channel for AgentChannel {
         port: u16,
     ) -> Result<Box<dyn Duplex>, ChannelError> {
         let stream = self.link.forward(&peer(guest), port).await;
-        Ok(Box::new(stream.map_err(failed)?))
+        Ok(Box::new(stream.map_err(failed_forward)?))
     }
 }
 
@@ -288,7 +313,6 @@ async fn pass_out(mut from: mpsc::Receiver<link::SessionOutput>, to: mpsc::Sende
 #[cfg(test)]
 mod tests {
     use super::*;
-    use api::Problem;
 
     #[test]
     fn what_may_have_run_is_never_called_safe() {
@@ -304,6 +328,13 @@ mod tests {
         assert!(matches!(refusal, ChannelError::NothingRan(_)));
         let broken = failed(refused(500, "internal"));
         assert!(matches!(broken, ChannelError::OutcomeUnknown(_)));
+        let busy = failed(refused(503, "busy"));
+        assert!(matches!(busy, ChannelError::NothingRan(_)));
+        let closed = failed_forward(refused(502, "connection_refused"));
+        assert!(matches!(closed, ChannelError::NothingRan(_)));
+        let (peer, reason) = (text(), "no digest".to_owned());
+        let upload = failed_upload(LinkError::NothingRan { peer, reason });
+        assert!(matches!(upload, FileError::Refused(p) if p.status == 422));
         let (peer, reason) = (text(), text());
         let garbage = failed(LinkError::Garbage { peer, reason });
         assert!(matches!(garbage, ChannelError::OutcomeUnknown(_)));

@@ -1,7 +1,9 @@
 //! A guest's identity on the node's disk: one file in a directory that the guest sees read-only.
 //!
-//! It belongs to the guest's root, who alone may read it there; the directory is no part of the layer,
-//! so nothing that the guest does changes what the node finds in it.
+//! Directory and file belong to the node's root, and the guest's root reads them by its group. That the
+//! mount is read-only would not be enough: a guest's root may change that for its own mounts. Then a file or
+//! directory of its own would be a way to write to the node's disk, past the guest's limit, and to put a
+//! pipe where the node reads.
 
 use std::fs;
 use std::io;
@@ -43,8 +45,8 @@ pub(super) fn place(dir: &GuestDir, bundle: &Bundle) -> Result<(), PortError> {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
         _ => {}
     }
-    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).map_err(failed)?;
-    chown(&directory, Some(ID_BASE), Some(ID_BASE)).map_err(failed)?;
+    chown(&directory, Some(0), Some(ID_BASE)).map_err(failed)?;
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o750)).map_err(failed)?;
     let text = serde_json::to_vec(bundle).map_err(|e| failed(e.into()))?;
     let text = zeroize::Zeroizing::new(text);
     let new = directory.join(".bundle.new");
@@ -58,11 +60,9 @@ pub(super) fn place(dir: &GuestDir, bundle: &Bundle) -> Result<(), PortError> {
             .mode(0o600)
             .open(&new)?;
         file.write_all(&text)?;
-        rustix::fs::fchown(
-            &file,
-            Some(rustix::process::Uid::from_raw(ID_BASE)),
-            Some(rustix::process::Gid::from_raw(ID_BASE)),
-        )?;
+        let guests_root = rustix::process::Gid::from_raw(ID_BASE);
+        rustix::fs::fchown(&file, None, Some(guests_root))?;
+        file.set_permissions(fs::Permissions::from_mode(0o440))?;
         file.sync_all()?;
         fs::rename(&new, directory.join(FILE))
     };

@@ -127,3 +127,19 @@ async fn a_call_that_was_broken_off_is_answered_and_not_run_again() {
     let calls = served.node.calls.lock().unwrap().clone();
     assert_eq!(calls.iter().filter(|c| c.starts_with("exec")).count(), 1);
 }
+
+#[tokio::test]
+async fn streams_take_no_key() {
+    let served = Served::with_app("web").await;
+    let lines = served
+        .exec("web", &json!({"argv": ["id"]}))
+        .header("accept", "application/x-ndjson");
+    let file = served
+        .call(Method::PUT, "/instances/web/files?path=/x")
+        .body("x");
+    let port = served.post("/instances/web/forward?port=80");
+    for call in [lines, file, port] {
+        let refused = served.problem(call.header("idempotency-key", "k")).await;
+        assert_eq!((refused.0, refused.1.as_str()), (400, "no_key_for_streams"));
+    }
+}
