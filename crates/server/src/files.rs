@@ -31,6 +31,7 @@ use crate::State;
 use crate::answer::{Failed, Params};
 use crate::audited::{self, Told};
 use crate::auth::Actor;
+use crate::sessions::outcome_of_problem;
 
 pub(crate) fn routes() -> Router<State> {
     Router::new().route("/instances/{name}/files", get(read).put(write))
@@ -94,7 +95,7 @@ pub(crate) async fn read(
         Ok(download) => download,
         Err(e) => {
             let problem = e.problem();
-            audited::finish(intent, Outcome::refused(&problem.code)).await;
+            audited::finish(intent, outcome_of_problem(&problem)).await;
             return Err(e.into());
         }
     };

@@ -174,7 +174,8 @@ async fn open(
     }
 }
 
-fn outcome_of_problem(problem: &Problem) -> Outcome {
+/// What the log says of a call that ended with a problem.
+pub(crate) fn outcome_of_problem(problem: &Problem) -> Outcome {
     match (problem.code.as_str(), problem.status) {
         ("outcome_unknown", _) => Outcome::unknown(&problem.code),
         (code, 400..=499) => Outcome::refused(code),
@@ -198,14 +199,27 @@ async fn carry(
     if send(to, &started).await.is_err() {
         return Outcome::unknown("hung_up");
     }
-    tokio::select! {
-        outcome = tell(to, output) => outcome,
-        () = listen(from, input) => Outcome::unknown("hung_up"),
+    // With the other branch the command is dropped, and ends.
+    let wrong = tokio::select! {
+        outcome = tell(to, output) => return outcome,
+        wrong = listen(from, input) => wrong,
+    };
+    if let Some(what) = wrong {
+        let event = ExecEvent::Error {
+            code: "outcome_unknown".into(),
+            message: what.into(),
+        };
+        send_last(to, &event).await;
+        return Outcome::unknown("bad_message");
     }
+    Outcome::unknown("hung_up")
 }
 
-/// From the caller to the command. Returns when the caller is gone.
-async fn listen(mut from: SplitStream<WebSocket>, input: mpsc::Sender<SessionInput>) {
+/// From the caller to the command. Returns when the caller is gone, or with what is not understood.
+async fn listen(
+    mut from: SplitStream<WebSocket>,
+    input: mpsc::Sender<SessionInput>,
+) -> Option<&'static str> {
     while let Ok(Some(Ok(message))) = timeout(SILENCE, from.next()).await {
         let said = match message {
             Message::Binary(bytes) if bytes.first() == Some(&(Stream::Stdin as u8)) => {
@@ -217,14 +231,20 @@ async fn listen(mut from: SplitStream<WebSocket>, input: mpsc::Sender<SessionInp
                 }
                 Ok(SessionControl::StdinEof) => SessionInput::StdinEof,
                 Ok(SessionControl::Signal { signal }) => SessionInput::Signal(signal),
-                Err(_) => return,
+                Err(_) => {
+                    return Some("a text message is no control message; the command was ended");
+                }
             },
             Message::Ping(_) | Message::Pong(_) => continue,
-            Message::Binary(_) | Message::Close(_) => return,
+            Message::Binary(_) => {
+                return Some("a binary message is not standard input; the command was ended");
+            }
+            Message::Close(_) => return None,
         };
         // A command that has ended or reads no more is no reason to hang up.
         let _ = input.send(said).await;
     }
+    None
 }
 
 /// From the command to the caller, until its end.

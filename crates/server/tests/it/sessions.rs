@@ -66,6 +66,22 @@ async fn a_session_carries_bytes_and_ends_with_one_event() {
 }
 
 #[tokio::test]
+async fn a_message_that_is_not_understood_ends_the_command_and_is_told() {
+    let served = Served::with_app("web").await;
+    let token = [("authorization", format!("Bearer {}", served.token))];
+    let start = Message::text(json!({"exec": {"argv": ["cat"]}}).to_string());
+    for wrong in [
+        Message::text(r#"{"type":"reboot"}"#),
+        Message::binary(vec![1, 2]),
+    ] {
+        let heard = session(&served, &token, &[start.clone(), wrong]).await;
+        let heard = heard.unwrap();
+        let end = json_of(heard.last().unwrap());
+        assert_eq!(end["code"], "outcome_unknown", "{heard:?}");
+    }
+}
+
+#[tokio::test]
 async fn who_may_not_and_what_cannot_be_is_told() {
     let served = Served::with_app("web").await;
     let token = ("authorization", format!("Bearer {}", served.token));
