@@ -1,7 +1,6 @@
 //! Commands and sandboxes through the controller's REST API on its unix socket, beside their peers.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -21,6 +20,19 @@ const CREATE_ROUNDS: usize = 20;
 const CREATE_MAX_MS: u64 = 120;
 const GONE_DEADLINE: Duration = Duration::from_secs(20);
 
+/// Times of the parts of a whole, in the order in which they were first seen.
+#[derive(Default)]
+struct Parts(Vec<(String, Vec<Duration>)>);
+
+impl Parts {
+    fn note(&mut self, part: &str, time: Duration) {
+        match self.0.iter_mut().find(|(known, _)| known == part) {
+            Some((_, times)) => times.push(time),
+            None => self.0.push((part.to_owned(), vec![time])),
+        }
+    }
+}
+
 /// `/bin/true` in a sandbox that runs.
 pub fn exec(plan: &Plan, table: &mut Table) -> anyhow::Result<()> {
     let mut caller = Caller::unix(&plan.socket, "")?;
@@ -35,14 +47,14 @@ pub fn exec(plan: &Plan, table: &mut Table) -> anyhow::Result<()> {
 /// From the call that makes a sandbox to the output of its first command.
 pub fn create(plan: &Plan, table: &mut Table) -> anyhow::Result<()> {
     let mut caller = Caller::unix(&plan.socket, "")?;
-    let parts: RefCell<BTreeMap<String, Vec<Duration>>> = RefCell::default();
+    let parts: RefCell<Parts> = RefCell::default();
     let ours = Contestant::new(CREATE_ROUNDS, || {
         create_once(&mut caller, &mut parts.borrow_mut())
     });
     let what = "sandbox: call to first output";
     let ours = beside(what, ours, &plan.create, table);
     table.bound_times(what, &ours, Some(CREATE_MAX_MS));
-    for (part, times) in parts.into_inner() {
+    for (part, times) in parts.into_inner().0 {
         table.bound_times(&format!("sandbox: {part}"), &Times::new(times), None);
     }
     Ok(())
@@ -78,10 +90,7 @@ fn run(caller: &mut Caller, path: &str, argv: &[&str]) -> anyhow::Result<String>
     Ok(result.stdout)
 }
 
-fn create_once(
-    caller: &mut Caller,
-    parts: &mut BTreeMap<String, Vec<Duration>>,
-) -> anyhow::Result<Duration> {
+fn create_once(caller: &mut Caller, parts: &mut Parts) -> anyhow::Result<Duration> {
     let name = format!("bench-{}", peer::number());
     let request = json!({"name": name, "ttl_s": 600}).to_string();
     let began = Instant::now();
@@ -96,15 +105,14 @@ fn create_once(
     let output = run(caller, &path, &["echo", "hello"])?;
     let time = began.elapsed();
     ensure!(output == "hello\n", "its first command wrote {output:?}");
-    let mut note = |part: &str, time| parts.entry(part.into()).or_default().push(time);
-    note("of it, until the call returns", created);
-    note("of it, the first command", time - created);
+    parts.note("of it, until the call returns", created);
     for (step, elapsed) in steps(caller, &name)? {
-        note(&format!("of it, step `{step}`"), elapsed);
+        parts.note(&format!("of that, step `{step}`"), elapsed);
     }
+    parts.note("of it, the first command", time - created);
     let began = Instant::now();
     remove(caller, &name)?;
-    note("removed, until nothing is left", began.elapsed());
+    parts.note("removed, until nothing is left", began.elapsed());
     Ok(time)
 }
 

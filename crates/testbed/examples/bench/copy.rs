@@ -27,12 +27,12 @@ struct Medium<'a> {
 pub fn measure(plan: &Plan, table: &mut Table) -> anyhow::Result<()> {
     let media = [
         Medium {
-            name: "memory",
+            name: "in memory",
             here: &plan.memory,
             guest: "/dev/shm/bench",
         },
         Medium {
-            name: "disk",
+            name: "on disk",
             here: &plan.disk,
             guest: "/root/bench",
         },
@@ -88,7 +88,7 @@ fn both_ways(
             None => Contestant::new(ROUNDS, || settled(&its)),
         };
         let times = contest(vec![Contestant::new(ROUNDS, || settled(&ours)), peer]);
-        let what = format!("256 MiB {direction}, in {}", medium.name);
+        let what = format!("256 MiB {direction}, {}", medium.name);
         if let [ours, its] = &times[..] {
             let goal = Goal::AtLeast(copier.at_least);
             table.compare(&what, ours, &copier.name, its, goal, speed, |times| {

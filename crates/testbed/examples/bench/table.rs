@@ -52,6 +52,8 @@ impl Goal {
 #[derive(Debug, Default)]
 pub struct Table {
     rows: Vec<Row>,
+    /// Why something could not be measured; shown below the table.
+    causes: Vec<String>,
 }
 
 impl Table {
@@ -80,19 +82,17 @@ impl Table {
         number: impl Fn(&T) -> f64,
         text: impl Fn(&T) -> String,
     ) {
-        let show = |value: &anyhow::Result<T>| match value {
-            Ok(value) => text(value),
-            Err(error) => format!("**missing**: {}", one_line(error)),
-        };
+        let shown = [ours, its].map(|value| self.shown(value, &text));
         let ratio = match (ours, its) {
             (Ok(ours), Ok(its)) => Some(number(ours) / number(its)),
             _ => None,
         };
+        let [shown_ours, shown_its] = shown;
         self.rows.push(Row {
             what: what.into(),
-            ours: show(ours),
+            ours: shown_ours,
             peer: peer.into(),
-            its: show(its),
+            its: shown_its,
             ratio: ratio.map_or(NOTHING.into(), figures),
             goal: goal.text(),
             // What we could not do is not met; what a peer could not do is not known.
@@ -116,12 +116,10 @@ impl Table {
             (Err(_), _) => Some(false),
             _ => None,
         };
+        let shown = self.shown(ours, &text);
         self.rows.push(Row {
             what: what.into(),
-            ours: match ours {
-                Ok(value) => text(value),
-                Err(error) => format!("**missing**: {}", one_line(error)),
-            },
+            ours: shown,
             peer: NOTHING.into(),
             its: NOTHING.into(),
             ratio: NOTHING.into(),
@@ -142,7 +140,23 @@ impl Table {
         }
     }
 
-    /// Whether all goals that could be measured are met.
+    /// A value, or a word that leads to the cause below the table.
+    fn shown<T>(&mut self, value: &anyhow::Result<T>, text: impl Fn(&T) -> String) -> String {
+        match value {
+            Ok(value) => text(value),
+            Err(error) => {
+                let cause = one_line(error);
+                let known = self.causes.iter().position(|known| *known == cause);
+                let number = known.unwrap_or_else(|| {
+                    self.causes.push(cause);
+                    self.causes.len() - 1
+                });
+                format!("**missing** ({})", number + 1)
+            }
+        }
+    }
+
+    /// How many goals of those that could be measured are not met.
     pub fn missed(&self) -> usize {
         self.rows
             .iter()
@@ -172,6 +186,9 @@ impl std::fmt::Display for Table {
                 }
                 writeln!(f, "|")?;
             }
+        }
+        for (number, cause) in (1..).zip(&self.causes) {
+            writeln!(f, "\n({number}) {cause}")?;
         }
         Ok(())
     }

@@ -8,8 +8,8 @@ use anyhow::Context;
 /// Turns of each contestant. In one turn it goes several times in a row, so that all but the first find warm
 /// caches.
 const TURNS: usize = 10;
-/// Untimed rounds of each contestant before the first turn.
-const WARM_UP: usize = 2;
+/// Untimed rounds of each contestant before the first turn: a twentieth of the timed ones, and at least one.
+const WARM_UP_PART: usize = 20;
 /// The longest that one contestant may take in all.
 const PATIENCE: Duration = Duration::from_secs(24);
 
@@ -109,7 +109,7 @@ impl<'a> Entry<'a> {
             spent: Duration::ZERO,
             failed: None,
         };
-        entry.run(WARM_UP.min(entry.contestant.rounds));
+        entry.run((entry.contestant.rounds / WARM_UP_PART).max(1));
         entry.times.clear();
         entry
     }
