@@ -1,0 +1,79 @@
+//! Measures the agent and the way to it beside others who do the same, in one run, and prints a table:
+//! `bench PLAN [PART…]`, parts being `agent`, `exec`, `create` and `copy`. Meant to be started by
+//! `scripts/bench-link` in a virtual host, where the peers of the [plan](plan::Plan) run.
+//!
+//! Exit code 0 when every goal is met that could be measured, 1 when one is not, 2 when it failed itself.
+
+mod agent;
+mod caller;
+mod controller;
+mod copy;
+mod peer;
+mod plan;
+mod table;
+mod timing;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context;
+
+use crate::plan::Plan;
+use crate::table::Table;
+
+type Measure = fn(&Plan, &mut Table) -> anyhow::Result<()>;
+
+const PARTS: [(&str, Measure); 4] = [
+    ("agent", |plan, table| {
+        agent::measure(&plan.agent, &plan.memory, table)
+    }),
+    ("exec", controller::exec),
+    ("create", controller::create),
+    ("copy", copy::measure),
+];
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(missed) => {
+            println!("{missed} goals are not met");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run() -> anyhow::Result<usize> {
+    let mut arguments = std::env::args().skip(1);
+    let plan: PathBuf = arguments.next().context("say which plan")?.into();
+    let wanted: Vec<String> = arguments.collect();
+    let plan = Plan::read(&plan)?;
+    let mut table = Table::default();
+    println!("load at the beginning: {}", load()?);
+    let mut broken = Vec::new();
+    for (name, measure) in PARTS {
+        if !wanted.is_empty() && !wanted.iter().any(|part| part == name) {
+            continue;
+        }
+        let began = Instant::now();
+        if let Err(error) = measure(&plan, &mut table) {
+            broken.push(format!("{name} broke off: {error:#}"));
+        }
+        eprintln!("bench: {name}: {:.1} s", began.elapsed().as_secs_f64());
+    }
+    println!("load at the end: {}", load()?);
+    println!("times are medians, in parentheses 90th and 99th percentile and how many\n");
+    println!("{table}");
+    anyhow::ensure!(broken.is_empty(), "{}", broken.join("; "));
+    Ok(table.missed())
+}
+
+fn load() -> anyhow::Result<String> {
+    let text = std::fs::read_to_string("/proc/loadavg").context("read the load")?;
+    let words: Vec<&str> = text.split(' ').take(3).collect();
+    Ok(words.join(" "))
+}
