@@ -13,9 +13,32 @@ use engine::ports::PortError;
 pub(super) struct Link {
     index: u32,
     pub(super) name: String,
-    pub(super) alias: Option<String>,
+    alias: Option<String>,
+    group: u32,
     pub(super) up: bool,
     pub(super) addresses: Vec<Ipv4Net>,
+}
+
+impl Link {
+    /// Whether it was made with this mark. Not every kernel keeps an alias that is given at creation, so
+    /// until the alias is set the group tells.
+    pub(super) fn carries(&self, mark: &str) -> bool {
+        match &self.alias {
+            Some(alias) => alias == mark,
+            None => self.group == group(mark),
+        }
+    }
+
+    /// Whether its making ended before its alias was set.
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.alias.is_none()
+    }
+}
+
+/// The interface group that stands for a mark: its FNV-1a hash. Never 0, the group of all others.
+fn group(mark: &str) -> u32 {
+    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    mark.bytes().fold(0x811c_9dc5, step).max(1)
 }
 
 /// A netlink connection; it ends with this value.
@@ -89,12 +112,16 @@ impl Links {
     pub(super) async fn add_bridge(&self, name: &str, mark: &str) -> Result<(), PortError> {
         self.handle
             .link()
-            .add(LinkBridge::new(name).alias(mark).build())
+            .add(LinkBridge::new(name).link_group(group(mark)).build())
             .execute()
             .await
             .map_err(failed(format!("make bridge {name}")))?;
+        self.show_mark(name, mark).await
+    }
+
+    /// Sets the mark as the interface's alias, which people see.
+    pub(super) async fn show_mark(&self, name: &str, mark: &str) -> Result<(), PortError> {
         let index = self.index(name).await?;
-        // Kernels differ in whether an alias given at creation is kept.
         self.handle
             .link()
             .set(LinkUnspec::new_with_index(index).alias(mark).build())
@@ -145,11 +172,42 @@ fn link(message: &LinkMessage) -> Option<Link> {
         LinkAttribute::IfAlias(n) => Some(n.clone()),
         _ => None,
     });
+    let group = message.attributes.iter().find_map(|a| match a {
+        LinkAttribute::Group(group) => Some(*group),
+        _ => None,
+    });
     Some(Link {
         index: message.header.index,
         name,
         alias,
+        group: group.unwrap_or(0),
         up: message.header.flags.contains(LinkFlags::Up),
         addresses: vec![],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_carries_a_mark() {
+        let check = |alias: Option<&str>, group: u32, carries: bool| {
+            let link = Link {
+                index: 1,
+                name: "proximity-lan".into(),
+                alias: alias.map(str::to_owned),
+                group,
+                up: true,
+                addresses: vec![],
+            };
+            assert_eq!(link.carries("zone a"), carries, "{link:?}");
+        };
+        check(Some("zone a"), 0, true);
+        check(None, group("zone a"), true);
+        check(None, group("zone b"), false);
+        check(None, 0, false);
+        check(Some("zone b"), group("zone a"), false);
+        check(Some(""), group("zone a"), false);
+    }
 }

@@ -76,7 +76,7 @@ fn conflicts(spec: &NodeNetworkSpec, links: &[Link]) -> Vec<String> {
     let mut found = Vec::new();
     for want in wanted(spec) {
         if let Some(link) = links.iter().find(|l| l.name == want.name)
-            && link.alias.as_deref() != Some(ours.as_str())
+            && !link.carries(&ours)
         {
             found.push(format!(
                 "there is an interface {} already, and it does not carry the mark of zone {}",
@@ -94,10 +94,7 @@ fn conflicts(spec: &NodeNetworkSpec, links: &[Link]) -> Vec<String> {
         }
         Wan::Bridged { .. } => {}
     }
-    for link in links
-        .iter()
-        .filter(|l| l.alias.as_deref() != Some(ours.as_str()))
-    {
+    for link in links.iter().filter(|l| !l.carries(&ours)) {
         for address in &link.addresses {
             if let Some(net) = nets
                 .iter()
@@ -157,8 +154,12 @@ impl NodeNetwork for LocalNetwork {
         // Rules before bridges: no packet of a guest meets a node without them.
         load(&ruleset::render(spec)?, "load the node's rules").await?;
         for want in wanted(spec) {
-            if !links.iter().any(|l| l.name == want.name) {
-                handle.add_bridge(want.name, &mark(spec)).await?;
+            match links.iter().find(|l| l.name == want.name) {
+                None => handle.add_bridge(want.name, &mark(spec)).await?,
+                Some(link) if link.is_unfinished() => {
+                    handle.show_mark(want.name, &mark(spec)).await?;
+                }
+                Some(_) => {}
             }
             settings::close_bridge(want.name, want.address.is_some())?;
             handle.bring_up(want.name, want.address).await?;
@@ -172,10 +173,7 @@ impl NodeNetwork for LocalNetwork {
         match Links::connect() {
             Ok(handle) => match handle.all().await {
                 Ok(links) => {
-                    for link in links
-                        .iter()
-                        .filter(|l| l.alias.as_deref() == Some(ours.as_str()))
-                    {
+                    for link in links.iter().filter(|l| l.carries(&ours)) {
                         errors.extend(handle.remove(link).await.err());
                     }
                 }

@@ -114,26 +114,28 @@ fn guests_are_unprivileged_and_limited() {
     );
     let status = controller.exec("web", ["grep", "-E", "^Seccomp:", "/proc/1/status"]);
     assert_eq!(status.split_whitespace().last(), Some("2"), "{status}");
-    // By the node's own cgroup files, whichever version it has.
-    let limit = |v1: &str, v2: &str| {
-        let payload = format!("lxc.payload.{id}");
-        let (controller_dir, file) = v1.split_once('/').unwrap();
-        controller.script(&format!(
-            "cat /sys/fs/cgroup/{controller_dir}/{payload}/{file} 2>/dev/null || cat /sys/fs/cgroup/{payload}/{v2}"
-        ))
-    };
-    assert_eq!(
-        limit("memory/memory.limit_in_bytes", "memory.max").trim(),
-        (200u64 << 20).to_string()
-    );
-    let quota = limit("cpu/cpu.cfs_quota_us", "cpu.max");
-    assert_eq!(quota.split_whitespace().next(), Some("50000"));
-    assert_eq!(limit("pids/pids.max", "pids.max").trim(), "100");
+    assert_eq!(limits(&controller, &id), [200 << 20, 50_000, 100]);
     // The guest feels it, too.
     let bomb = "for i in $(seq 200); do sleep 5 & done 2>/dev/null; true";
     let ran = controller.run(["exec", "web", "--timeout", "20s", "--", "bash", "-c", bomb]);
     assert_ne!(ran.code, 0, "200 processes within a limit of 100");
     assert_eq!(controller.page("web.prox.local").0, 200);
+}
+
+/// Memory in bytes, CPU time in microseconds of each 100 000, and processes: what a guest is limited to
+/// by the node's own cgroup files, whichever version it has.
+pub fn limits(controller: &Controller, id: &str) -> [u64; 3] {
+    let files = [
+        ("memory/{}/memory.limit_in_bytes", "{}/memory.max"),
+        ("cpu/{}/cpu.cfs_quota_us", "{}/cpu.max"),
+        ("pids/{}/pids.max", "{}/pids.max"),
+    ];
+    files.map(|(v1, v2)| {
+        let [v1, v2] = [v1, v2].map(|file| file.replace("{}", &format!("lxc.payload.{id}")));
+        let both = format!("cd /sys/fs/cgroup; cat {v1} 2>/dev/null || cat {v2}");
+        let printed = controller.script(&both);
+        printed.split_whitespace().next().unwrap().parse().unwrap()
+    })
 }
 
 /// A connection that stays open between requests.

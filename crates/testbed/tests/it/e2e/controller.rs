@@ -265,6 +265,31 @@ impl Controller {
         self.json(["app", "deploy", "nginx", name])
     }
 
+    /// Makes a sandbox and returns it as the API shows it; commands can be run in it.
+    pub fn sandbox(&self, name: &str) -> Value {
+        self.json(["sandbox", "create", "--name", name])
+    }
+
+    /// Ends sandboxes; returns when nothing is left of them.
+    pub fn kill_sandboxes<'a>(&self, names: impl IntoIterator<Item = &'a str> + Clone) {
+        self.ok(["sandbox", "kill"].into_iter().chain(names.clone()));
+        for name in names {
+            eventually(&format!("{name} is gone"), || {
+                self.api("GET", &format!("/sandboxes/{name}"), None).0 == 404
+            });
+        }
+    }
+
+    /// What a shell script in a guest prints, sent there by the node and past the product; it must end with 0.
+    pub fn inside(&self, guest: &Value, script: &str) -> String {
+        let id = guest["id"].as_str().unwrap();
+        let attach = ["lxc-attach", "-P", GUESTS, "-n", id, "--clear-env", "--"];
+        let shell = ["sh", "-euc", script];
+        finish(self.command(attach.into_iter().chain(shell)))
+            .expect(0)
+            .text()
+    }
+
     /// What a shell script in the host prints; it must end with 0.
     pub fn script(&self, script: &str) -> String {
         finish(self.command(["sh", "-euc", script]))
@@ -344,17 +369,41 @@ impl Controller {
             .expect("the controller answers")
     }
 
-    /// As [`Controller::api`], or nothing while nobody answers.
-    pub fn try_api(&self, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
+    /// The events of a command in a guest, one after the other as the API streams them.
+    pub fn events(&self, guest: &str, request: &Value) -> Vec<Value> {
+        let path = format!("/instances/{guest}/exec");
+        let lines = "Accept: application/x-ndjson\r\n";
+        let mut stream = self.call("POST", &path, lines, Some(request)).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (_, lines) = answer.split_once("\r\n\r\n").unwrap();
+        let event = |line: &str| serde_json::from_str(line).unwrap();
+        lines.lines().map(event).collect()
+    }
+
+    /// A call that was sent: its answer comes on this stream, and whoever drops it hangs up.
+    pub fn call(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: Option<&Value>,
+    ) -> Option<UnixStream> {
         let socket = self.host.state().join("node/proximity.sock");
         let mut stream = UnixStream::connect(socket).ok()?;
         let body = body.map(Value::to_string).unwrap_or_default();
         let head = format!(
             "{method} /api/v1{path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\n\r\n{body}",
+             {headers}Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
         stream.write_all(head.as_bytes()).ok()?;
+        Some(stream)
+    }
+
+    /// As [`Controller::api`], or nothing while nobody answers.
+    pub fn try_api(&self, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
+        let mut stream = self.call(method, path, "", body)?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;

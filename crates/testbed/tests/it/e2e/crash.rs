@@ -85,7 +85,7 @@ fn up_and_down_survive_a_crash_at_any_moment() {
 fn a_deploy_survives_a_crash_at_every_step() {
     let mut controller = Controller::up();
     let mut addresses = Vec::new();
-    for step in ["publish", "create", "start", "ready", "route"] {
+    for step in ["publish", "create", "start", "agent", "ready", "route"] {
         let name = format!("at-{step}");
         let from = controller.log().len();
         controller.ok(["app", "deploy", "nginx", &name, "--no-wait"]);
@@ -109,9 +109,9 @@ fn a_deploy_survives_a_crash_at_every_step() {
     );
     addresses.sort();
     addresses.dedup();
-    assert_eq!(addresses.len(), 5);
+    assert_eq!(addresses.len(), 6);
     let leases = controller.api("GET", "/appliance/dhcp/leases", None).1;
-    assert_eq!(leases.as_array().unwrap().len(), 5, "{leases}");
+    assert_eq!(leases.as_array().unwrap().len(), 6, "{leases}");
 }
 
 #[test]
@@ -130,5 +130,43 @@ fn a_delete_survives_a_crash_at_every_step() {
         all_done(&controller);
         let now = Facts::of_zone(&controller).without("/operations");
         before.assert_same(&now, &format!("a crash at step {step} of a delete"));
+    }
+}
+
+#[test]
+fn sandboxes_survive_crashes_at_any_moment() {
+    let mut controller = Controller::up();
+    let before = Facts::of_zone(&controller).without("/operations");
+    for round in 0..4 {
+        let names = ["one", "two"];
+        for name in names {
+            let request = json!({ "name": name, "ttl_s": 3600 });
+            assert_eq!(controller.api("POST", "/sandboxes", Some(&request)).0, 202);
+        }
+        let made = some_moment(Duration::from_millis(600));
+        thread::sleep(made);
+        controller.crash();
+        for name in names {
+            eventually(&format!("{name} runs"), || {
+                let path = format!("/sandboxes/{name}");
+                controller.api("GET", &path, None).1["status"] == "running"
+            });
+            assert_eq!(controller.exec(name, ["hostname"]).trim(), name);
+        }
+        for name in names {
+            let path = format!("/sandboxes/{name}");
+            assert_eq!(controller.api("DELETE", &path, None).0, 202);
+        }
+        thread::sleep(some_moment(Duration::from_millis(300)));
+        controller.crash();
+        eventually("both are gone", || {
+            let left = controller.api("GET", "/sandboxes", None).1;
+            left.as_array().unwrap().is_empty()
+        });
+        let operations = all_done(&controller);
+        let failed = |operation: &&Value| operation["status"] != "succeeded";
+        assert_eq!(operations.iter().find(failed), None);
+        let now = Facts::of_zone(&controller).without("/operations");
+        before.assert_same(&now, &format!("round {round}, made until {made:?}"));
     }
 }

@@ -41,7 +41,7 @@ fn a_deleted_app_leaves_nothing_and_gives_its_name_back() {
 fn an_app_can_be_deleted_in_the_middle_of_its_deploy() {
     let controller = Controller::up();
     let before = Facts::of_zone(&controller).without("/operations");
-    for step in ["publish", "create", "start", "ready", "route"] {
+    for step in ["publish", "create", "start", "agent", "ready", "route"] {
         let from = controller.log().len();
         controller.ok(["app", "deploy", "nginx", "web", "--no-wait"]);
         controller.until_step(from, "instance web", step);

@@ -8,7 +8,7 @@ use super::processes::{Place, Where, in_guests, mark, marked};
 
 /// A script whose processes carry the mark: one in the foreground, one in the background, one in a
 /// session of its own, one whose parent is gone.
-fn family(mark: &str) -> String {
+pub fn family(mark: &str) -> String {
     format!(
         "(exec -a {mark}-background sleep 600) &
          setsid bash -c 'exec -a {mark}-session sleep 600' &
@@ -18,7 +18,7 @@ fn family(mark: &str) -> String {
 }
 
 /// The four of them, without the shells on the way whose command line holds the script.
-fn sleepers(controller: &Controller, mark: &str) -> usize {
+pub fn sleepers(controller: &Controller, mark: &str) -> usize {
     let names = ["background", "session", "orphan", "front"];
     let runs = |name: &&str| {
         let whole = format!("{mark}-{name}\0600");

@@ -21,6 +21,20 @@ pub fn reachable(controller: &Controller, guest: &str, targets: &[String]) -> Ve
     reached
 }
 
+/// Of the targets the guest reaches the `open` ones and no other; those may take their time on a busy machine.
+pub fn assert_reaches(controller: &Controller, guest: &str, targets: &[String], open: &[&str]) {
+    let mut missing: Vec<_> = open.to_vec();
+    super::eventually(&format!("{guest} reaches {open:?}"), || {
+        let reached = reachable(controller, guest, targets);
+        let closed = reached
+            .iter()
+            .find(|target| !open.contains(&target.as_str()));
+        assert_eq!(closed, None, "{guest} reaches it");
+        missing.retain(|target| !reached.iter().any(|one| one == target));
+        missing.is_empty()
+    });
+}
+
 /// The body of a page that the guest asks for by address.
 pub fn page(controller: &Controller, guest: &str, address: &str, path: &str) -> String {
     let ask = r#"exec 3<>"/dev/tcp/$0/80"; printf 'GET %s HTTP/1.0\r\n\r\n' "$1" >&3; cat <&3"#;

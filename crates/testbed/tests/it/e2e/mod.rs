@@ -8,6 +8,7 @@
 //! [`guest`] what a guest can reach, [`processes`] who runs and who can see it.
 
 mod apps;
+mod channels;
 mod closed;
 mod controller;
 mod crash;
@@ -17,13 +18,19 @@ mod exec;
 mod exec_end;
 mod facts;
 mod failed;
+mod files;
 mod guest;
 mod half_done;
+mod identity;
+mod isolation;
 mod many;
 mod power;
 mod processes;
 mod programs;
 mod refused;
+mod sandbox;
+mod session;
+mod terminal;
 mod up;
 mod wan;
 
