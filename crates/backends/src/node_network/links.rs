@@ -35,10 +35,11 @@ impl Link {
     }
 }
 
-/// The interface group that stands for a mark: its FNV-1a hash. Never 0, the group of all others.
+/// The interface group that stands for a mark: 31 bits of its FNV-1a hash, since `ip` shows groups with a
+/// sign. Never 0, the group of all others.
 fn group(mark: &str) -> u32 {
     let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    mark.bytes().fold(0x811c_9dc5, step).max(1)
+    (mark.bytes().fold(0x811c_9dc5, step) >> 1).max(1)
 }
 
 /// A netlink connection; it ends with this value.

@@ -46,6 +46,12 @@ fn up_goes_on_from_every_half_done_state() {
         format!("{appliance}\n")
     );
 
+    // A bridge without an appliance, links and rules gone.
+    controller.script(&format!(
+        "{stop}; nft flush ruleset; ip link del proximity-lan; ip link del proximity-wan"
+    ));
+    controller.ok(["up"]);
+    assert_eq!(controller.infrastructure()["available"], true);
     // A bridge whose making was cut off before it got its alias.
     controller.end(rustix::process::Signal::KILL);
     let alias = "ip -oneline link show dev proximity-lan | grep -o 'alias .*'";
@@ -55,12 +61,6 @@ fn up_goes_on_from_every_half_done_state() {
     controller.ok(["up"]);
     assert_eq!(controller.script(alias), marked);
 
-    // A bridge without an appliance, links and rules gone.
-    controller.script(&format!(
-        "{stop}; nft flush ruleset; ip link del proximity-lan; ip link del proximity-wan"
-    ));
-    controller.ok(["up"]);
-    assert_eq!(controller.infrastructure()["available"], true);
     controller.deploy("web");
     assert_eq!(controller.page("web.prox.local").0, 200);
 }
