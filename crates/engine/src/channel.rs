@@ -229,7 +229,7 @@ pub struct FileWritten {
 pub enum FileError {
     /// The guest refused, and nothing was changed: no such file, no space, another digest.
     #[error("{}", .0.detail)]
-    Refused(Problem),
+    Refused(Box<Problem>),
     /// The guest can't be reached.
     #[error(transparent)]
     Channel(#[from] ChannelError),

@@ -134,7 +134,7 @@ impl Error {
                 "outcome_unknown",
                 Some("look before you run it again: it may have run, wholly or in part".into()),
             ),
-            Self::File(FileError::Refused(problem)) => return problem.clone(),
+            Self::File(FileError::Refused(problem)) => return (**problem).clone(),
             Self::File(FileError::Channel(e)) => return Self::Channel(e.clone()).problem(),
             Self::Store(e) => return store_problem(e, detail),
         };

@@ -33,6 +33,12 @@ impl From<Problem> for Failed {
     }
 }
 
+impl From<Box<Problem>> for Failed {
+    fn from(p: Box<Problem>) -> Self {
+        Self(*p)
+    }
+}
+
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
         let status =

@@ -57,7 +57,7 @@ impl Which {
         }
     }
 
-    fn octal_mode(&self) -> Result<Option<u32>, Failed> {
+    fn octal_mode(&self) -> Result<Option<u32>, Box<Problem>> {
         let Some(text) = &self.mode else {
             return Ok(None);
         };
@@ -68,8 +68,8 @@ impl Which {
     }
 }
 
-fn bad(what: String, hint: &str) -> Failed {
-    Problem::new(422, "bad_request", what).hint(hint).into()
+fn bad(what: String, hint: &str) -> Box<Problem> {
+    Box::new(Problem::new(422, "bad_request", what).hint(hint))
 }
 
 /// Reads a file of a guest. With `Range: bytes=N-` its rest from byte N on. The digest of what is sent is a trailer.
@@ -141,7 +141,7 @@ pub(crate) async fn read(
 }
 
 /// The offset of `Range: bytes=N-`, the only form there is here.
-fn offset_of(headers: &HeaderMap) -> Result<u64, Failed> {
+fn offset_of(headers: &HeaderMap) -> Result<u64, Box<Problem>> {
     let Some(range) = headers.get(RANGE) else {
         return Ok(0);
     };

@@ -76,17 +76,19 @@ pub(crate) async fn pty(
 fn accept(
     headers: &HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<WebSocketUpgrade, Failed> {
+) -> Result<WebSocketUpgrade, Box<Problem>> {
     refuse_foreign_origin(headers)?;
     let upgrade = upgrade.map_err(|e| {
-        Problem::new(426, "upgrade_required", e.body_text())
-            .hint("this call is a websocket; its messages: /api/v1/openapi.json")
+        Box::new(
+            Problem::new(426, "upgrade_required", e.body_text())
+                .hint("this call is a websocket; its messages: /api/v1/openapi.json"),
+        )
     })?;
     Ok(upgrade.max_message_size(2 * MESSAGE_MAX_BYTES))
 }
 
 /// A browser says which page opens a websocket; only pages of this very host may.
-fn refuse_foreign_origin(headers: &HeaderMap) -> Result<(), Failed> {
+fn refuse_foreign_origin(headers: &HeaderMap) -> Result<(), Box<Problem>> {
     let Some(origin) = headers.get(ORIGIN) else {
         return Ok(());
     };
@@ -97,13 +99,14 @@ fn refuse_foreign_origin(headers: &HeaderMap) -> Result<(), Failed> {
     if !host.is_empty() && of_page == host {
         return Ok(());
     }
-    Err(Problem::new(
-        403,
-        "foreign_origin",
-        "a page of another host may not open a session",
-    )
-    .hint("programs leave the Origin header out")
-    .into())
+    Err(Box::new(
+        Problem::new(
+            403,
+            "foreign_origin",
+            "a page of another host may not open a session",
+        )
+        .hint("programs leave the Origin header out"),
+    ))
 }
 
 async fn serve(state: State, actor: Actor, name: String, socket: WebSocket, wants_tty: bool) {

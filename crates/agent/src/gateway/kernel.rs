@@ -33,7 +33,7 @@ pub fn for_network(network: &ZoneNetwork) -> Result<Vec<Setting>, UnsafeWord> {
         (format!("net/ipv4/conf/{lan}/accept_redirects"), "0"),
         // A guest that is just starting does not hear the first question for its address; the
         // default is to ask again after a whole second.
-        (format!("net/ipv4/neigh/{lan}/retrans_time_ms"), "50"),
+        (format!("net/ipv4/neigh/{lan}/retrans_time_ms"), "40"),
     ]);
     Ok(settings)
 }
@@ -99,7 +99,7 @@ mod tests {
         net/ipv4/conf/eth1/send_redirects = 0
         net/ipv4/conf/all/accept_redirects = 0
         net/ipv4/conf/eth1/accept_redirects = 0
-        net/ipv4/neigh/eth1/retrans_time_ms = 50
+        net/ipv4/neigh/eth1/retrans_time_ms = 40
         ");
     }
 }

@@ -219,7 +219,7 @@ async fn a_terminal_belongs_to_its_user() {
 #[tokio::test]
 async fn signals_reach_the_whole_group() {
     let guest = guest().await;
-    let line = "trap '' TERM; (trap 'echo child; exit' USR1; echo up; while :; do sleep 0.02; done) & trap 'wait; exit 3' USR1; while :; do sleep 0.02; done";
+    let line = "trap '' TERM; trap 'wait; exit 3' USR1; (trap 'echo child; exit' USR1; echo up; while :; do sleep 0.02; done) & while :; do sleep 0.02; done";
     let (mut session, _) = start(&guest, json!({"exec": {"command": line}})).await;
     session.reads("up").await;
     session.say(json!({"type": "signal", "signal": 15})).await;

@@ -66,7 +66,7 @@ fn failed(error: LinkError) -> ChannelError {
 
 fn failed_file(error: LinkError) -> FileError {
     match error {
-        LinkError::Refused { problem, .. } => FileError::Refused(*problem),
+        LinkError::Refused { problem, .. } => FileError::Refused(problem),
         other => FileError::Channel(failed(other)),
     }
 }
@@ -74,10 +74,10 @@ fn failed_file(error: LinkError) -> FileError {
 /// As [`failed_file`]; content that broke off on its way here is its sender's fault, not the guest's.
 fn failed_upload(error: LinkError) -> FileError {
     match error {
-        LinkError::NothingRan { reason, .. } => FileError::Refused(
+        LinkError::NothingRan { reason, .. } => FileError::Refused(Box::new(
             Problem::new(422, "body_broken", reason)
                 .hint("nothing was changed; send the file again, with its Repr-Digest"),
-        ),
+        )),
         other => failed_file(other),
     }
 }
