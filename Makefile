@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help deps tools build images demo demo-down bench fmt lint test clean-images
+.PHONY: help deps tools build images demo demo-down bench bench-link fmt lint test clean-images
 
 target := $(or $(CARGO_TARGET_DIR),target)
 agent_target := x86_64-unknown-linux-gnu
@@ -38,6 +38,9 @@ demo-down: ## take everything of the demo away again
 
 bench: build ## measure deploys: API call to page, step by step (root)
 	@scripts/bench
+
+bench-link: build ## measure commands, sandboxes and copies beside OpenSSH, Docker and Incus (root)
+	@scripts/bench-link
 
 fmt: ## format all sources
 	cargo fmt --all
