@@ -29,6 +29,7 @@ pub(crate) struct LogFile {
     path: PathBuf,
     file: File,
     len: u64,
+    synced: bool,
 }
 
 impl Drop for LogFile {
@@ -87,6 +88,7 @@ impl LogFile {
             path: path.to_owned(),
             file,
             len: meta.len(),
+            synced: true,
         };
         log.check_unchanged()?;
         Ok(log)
@@ -100,16 +102,28 @@ impl LogFile {
         Ok(&self.file)
     }
 
-    /// Appends whole records and syncs them.
+    /// Appends whole records. They outlive this process; a power cut they outlive after [`Self::sync`].
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), NotAppended> {
         self.check_unchanged().map_err(NotAppended::Refused)?;
         if let Err(e) = self.file.write_all(bytes) {
             return Err(self.undo(Error::io("write to", &self.path, e)));
         }
+        self.len = self.len.saturating_add(bytes.len() as u64);
+        self.synced = false;
+        Ok(())
+    }
+
+    /// Whether everything that was appended is on disk.
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Puts on disk what was appended.
+    pub fn sync(&mut self) -> Result<(), NotAppended> {
         self.file
             .sync_data()
             .map_err(|e| NotAppended::Uncertain(Error::io("sync", &self.path, e)))?;
-        self.len = self.len.saturating_add(bytes.len() as u64);
+        self.synced = true;
         Ok(())
     }
 

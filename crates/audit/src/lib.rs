@@ -3,7 +3,7 @@
 //! ```text
 //!   Log::open ─▶ verify all, set a torn tail aside, close open intents as unknown
 //!      │
-//!      ├─ intent(entry)  ─▶ record "intent", synced ─▶ the action ─▶ finish(outcome) ─▶ record, synced
+//!      ├─ intent(entry)  ─▶ record "intent", synced ─▶ the action ─▶ finish(outcome) ─▶ record, synced soon
 //!      └─ refused(entry, reason) ─▶ record "refused", synced
 //! ```
 //!

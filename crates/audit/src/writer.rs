@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   opened ──batch──▶ write ok, sync ok ─▶ answers
-//!                       │        └ sync failed ─▶ stopped: what is on disk is uncertain, open again
+//!                       │  │     └ sync failed ─▶ stopped: what is on disk is uncertain, open again
+//!                       │  └ nothing but outcomes ─▶ answers; sync with the next batch, at once if none waits
 //!                       └ write failed ─▶ cut back to whole records ─▶ errors; outcomes are kept ("owed")
 //!                                         and written, after a note of the failure, with the next batch
 //! ```
@@ -48,7 +49,7 @@ pub(crate) fn run(
     }
     let mut close = None;
     while close.is_none()
-        && let Some(first) = queue.blocking_recv()
+        && let Some(first) = writer.next_command(&mut queue)
     {
         let waiting = std::iter::from_fn(|| queue.try_recv().ok()).take(BATCH - 1);
         let mut batch = Vec::new();
@@ -64,6 +65,7 @@ pub(crate) fn run(
         writer.commit(batch);
     }
     drop(queue);
+    writer.settle();
     drop(writer);
     if let Some(reply) = close {
         // Whoever asked may have stopped waiting; the file is closed all the same.
@@ -169,8 +171,11 @@ impl Writer {
         if drafts.is_empty() {
             return Ok(());
         }
-        match self.write(drafts.iter()) {
-            Ok(_) => Ok(()),
+        match self.write(drafts.iter()).and_then(|_| self.file.sync()) {
+            Ok(()) => {
+                self.heads.send_replace(self.head);
+                Ok(())
+            }
             Err(
                 NotAppended::Refused(e)
                 | NotAppended::Undone { error: e, .. }
@@ -206,8 +211,15 @@ impl Writer {
             Some(e) => Err(NotAppended::Refused(e)),
             None => self.write(steps.iter().map(|step| &step.draft)),
         };
-        match written {
+        // Nobody acts on an outcome, so nobody waits for the disk with one.
+        let synced = match written {
+            Ok(heads) if steps.iter().all(|step| step.kind == Kind::Outcome) => Ok(heads),
+            Ok(heads) => self.file.sync().map(|()| heads),
+            Err(e) => Err(e),
+        };
+        match synced {
             Ok(heads) => {
+                self.heads.send_replace(self.head);
                 self.undone = None;
                 for (step, head) in steps.into_iter().zip(heads) {
                     answer(step.reply, Ok(head));
@@ -224,13 +236,41 @@ impl Writer {
                 self.give_up(steps, &error);
             }
             Err(NotAppended::Uncertain(error)) => {
-                self.stopped = Some(Error::closed(
-                    &self.path,
-                    &format!("an earlier write failed: {}", with_cause(&error)),
-                ));
+                self.stop(&error);
                 self.give_up(steps, &error);
             }
         }
+    }
+
+    fn stop(&mut self, error: &Error) {
+        self.stopped = Some(Error::closed(
+            &self.path,
+            &format!("an earlier write failed: {}", with_cause(error)),
+        ));
+    }
+
+    /// Syncs outcomes that have been answered. If that fails, the next intent hears of it.
+    fn settle(&mut self) {
+        if self.file.is_synced() || self.stopped.is_some() {
+            return;
+        }
+        if let Err(
+            NotAppended::Refused(e)
+            | NotAppended::Undone { error: e, .. }
+            | NotAppended::Uncertain(e),
+        ) = self.file.sync()
+        {
+            self.stop(&e);
+        }
+    }
+
+    /// The next command, if there ever is one. What waits for the disk gets there before a pause.
+    fn next_command(&mut self, queue: &mut mpsc::Receiver<Command>) -> Option<Command> {
+        if let Ok(command) = queue.try_recv() {
+            return Some(command);
+        }
+        self.settle();
+        queue.blocking_recv()
     }
 
     /// What must stand in the file before anything else does.
@@ -318,7 +358,7 @@ impl Writer {
         }
     }
 
-    /// Writes and syncs all or nothing; gives the head after each.
+    /// Writes all or nothing; gives the head after each.
     fn write<'a>(
         &mut self,
         drafts: impl Iterator<Item = &'a Draft>,
@@ -336,7 +376,6 @@ impl Writer {
         }
         self.file.append(&bytes)?;
         self.head = head;
-        self.heads.send_replace(head);
         Ok(heads)
     }
 

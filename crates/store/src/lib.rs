@@ -1,5 +1,6 @@
 //! The engine's store port on SQLite, inside the data directory. One writer, WAL, every method one
-//! immediate transaction that is on the disk (`synchronous = FULL`) before it returns.
+//! immediate transaction that is on the disk (`synchronous = FULL`) before it returns; only events of operations
+//! do not wait for it.
 //!
 //! Owns the database file. Never interprets what it keeps: plans and rules are the engine's.
 
@@ -28,6 +29,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
     pool: SqlitePool,
+    /// For events: they tell and decide nothing, so none of them waits for the disk. They outlive this
+    /// process; before a power cut they are safe with the next change of a record.
+    events: SqlitePool,
 }
 
 impl SqliteStore {
@@ -45,12 +49,15 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
-        let pool = SqlitePoolOptions::new()
-            .max_connections(4)
-            .connect_with(options)
-            .await
-            .map_err(failed("open the database"))?;
-        let store = Self { pool };
+        let pool = async |most, options| {
+            let pool = SqlitePoolOptions::new().max_connections(most);
+            let opened = pool.connect_with(options).await;
+            opened.map_err(failed("open the database"))
+        };
+        let store = Self {
+            pool: pool(4, options.clone()).await?,
+            events: pool(1, options.synchronous(SqliteSynchronous::Normal)).await?,
+        };
         let (verdict,): (String,) = sqlx::query_as("PRAGMA quick_check(1)")
             .fetch_one(&store.pool)
             .await
@@ -76,15 +83,19 @@ impl SqliteStore {
 
     /// Closes the database.
     pub async fn close(&self) {
+        self.events.close().await;
         self.pool.close().await;
     }
 
     async fn begin(&self) -> Result<sqlx::Transaction<'static, sqlx::Sqlite>, StoreError> {
-        self.pool
-            .begin_with("BEGIN IMMEDIATE")
-            .await
-            .map_err(failed("begin a transaction"))
+        begin(&self.pool).await
     }
+}
+
+async fn begin(pool: &SqlitePool) -> Result<sqlx::Transaction<'static, sqlx::Sqlite>, StoreError> {
+    pool.begin_with("BEGIN IMMEDIATE")
+        .await
+        .map_err(failed("begin a transaction"))
 }
 
 /// Guests and other users of the node may pass through the data directory, but not read this. SQLite

@@ -111,7 +111,7 @@ impl SqliteStore {
         id: &OperationId,
         event: &OperationEvent,
     ) -> Result<u32, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = crate::begin(&self.events).await?;
         let (seq,): (u32,) = sqlx::query_as(
             "SELECT coalesce(max(seq), 0) + 1 FROM operation_events WHERE operation = ?",
         )
