@@ -1,7 +1,7 @@
 //! Runs one program of the node: argv only, cleared environment, bounded output, a deadline. Knows
 //! nothing of what the programs are for.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -11,6 +11,17 @@ use tokio::process::Command;
 
 /// What a program of ours may print before the rest is dropped.
 const OUTPUT_CAP: usize = 16 << 20;
+
+/// Where programs are looked for.
+const SEARCHED: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+fn found(program: &Path) -> Option<PathBuf> {
+    if program.is_absolute() {
+        return None;
+    }
+    let paths = SEARCHED.split(':').map(|dir| Path::new(dir).join(program));
+    paths.into_iter().find(|path| path.exists())
+}
 
 /// A program to run.
 pub(crate) struct Program {
@@ -36,14 +47,14 @@ pub(crate) struct Ended {
 
 impl Program {
     /// `what` names the operation in errors, like "start guest i-…".
-    pub(crate) fn new(what: impl Into<String>, program: &str) -> Self {
-        let mut command = Command::new(program);
+    pub(crate) fn new(what: impl Into<String>, program: impl AsRef<std::ffi::OsStr>) -> Self {
+        // With its whole path, since a program that has to be looked for is started by a copy of this process.
+        let path = Path::new(program.as_ref());
+        let found = found(path);
+        let mut command = Command::new(found.as_deref().unwrap_or(path));
         command
             .env_clear()
-            .env(
-                "PATH",
-                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            )
+            .env("PATH", SEARCHED)
             .env("LC_ALL", "C.UTF-8")
             .env("HOME", "/root")
             .current_dir("/")

@@ -6,6 +6,7 @@ use std::path::Path;
 use engine::ports::{GuestSpec, PortError};
 
 use super::layout::GuestDir;
+use super::lxcfs;
 use super::machine::{Cgroups, Machine};
 
 /// First host id and number of ids of unprivileged guests.
@@ -18,6 +19,9 @@ const AGENT_AS_INIT: &str = "/usr/lib/proximity/proximity-agent init";
 
 /// Where the agent's directory appears in guests.
 pub(crate) const AGENT_DIR_IN_GUEST: &str = "usr/lib/proximity";
+
+/// The hooks that other packages add to `common.conf`. lxcfs is the one that matters, see `lxcfs`.
+const FOREIGN_HOOKS: [&str; 2] = ["lxc.hook.mount", "lxc.hook.post-stop"];
 
 /// A configuration file under construction.
 #[derive(Default)]
@@ -47,6 +51,12 @@ impl Lines {
         self.text.push('\n');
         Ok(())
     }
+
+    /// Takes back what was set so far.
+    fn clear(&mut self, key: &'static str) {
+        self.text.push_str(key);
+        self.text.push_str(" =\n");
+    }
 }
 
 /// The name of the node's end of a guest's interface: derived from the id, so it is known before the
@@ -63,6 +73,7 @@ pub(crate) fn render(
     lower: &Path,
     agent: &Path,
     machine: &Machine,
+    lxcfs: &[String],
 ) -> Result<String, PortError> {
     let mut lines = Lines::default();
     let path = |p: &Path| -> Result<String, PortError> {
@@ -76,6 +87,7 @@ pub(crate) fn render(
     // Seccomp profile, device deny and capability drop come from here, so they come first.
     lines.set("lxc.include", "/usr/share/lxc/config/common.conf")?;
     lines.set("lxc.include", "/usr/share/lxc/config/userns.conf")?;
+    FOREIGN_HOOKS.into_iter().for_each(|key| lines.clear(key));
     lines.set("lxc.uts.name", spec.name.as_str())?;
     lines.set("lxc.arch", "linux64")?;
     lines.set(
@@ -112,6 +124,10 @@ pub(crate) fn render(
             wire::identity::DIRECTORY.trim_start_matches('/')
         ),
     )?;
+    for file in lxcfs {
+        let entry = format!("{}/{file} {file} none bind,optional 0 0", lxcfs::MOUNTED);
+        lines.set("lxc.mount.entry", &entry)?;
+    }
     if spec.kind == "sandbox" {
         lines.set("lxc.init.cmd", AGENT_AS_INIT)?;
     }
@@ -196,6 +212,7 @@ mod tests {
             Path::new("/images/d/rootfs"),
             Path::new("/var/lib/proximity/agent"),
             machine,
+            &["proc/meminfo".to_owned()],
         )
         .unwrap()
     }

@@ -37,6 +37,11 @@ pub(super) fn lasting(dir: &GuestDir) -> Option<Bundle> {
     (!bundle_is_due(&bundle, SystemTime::now())).then_some(bundle)
 }
 
+/// Removes it. Whatever else is found there goes with the guest's directory.
+pub(super) fn remove(dir: &GuestDir) {
+    let _ = fs::remove_file(dir.identity().join(FILE));
+}
+
 /// Puts an identity in place, in one step.
 pub(super) fn place(dir: &GuestDir, bundle: &Bundle) -> Result<(), PortError> {
     let directory = dir.identity();
@@ -63,7 +68,7 @@ pub(super) fn place(dir: &GuestDir, bundle: &Bundle) -> Result<(), PortError> {
         let guests_root = rustix::process::Gid::from_raw(ID_BASE);
         rustix::fs::fchown(&file, None, Some(guests_root))?;
         file.set_permissions(fs::Permissions::from_mode(0o440))?;
-        file.sync_all()?;
+        // Not synced: what a power cut leaves of it is seen at the next start, when another one is made.
         fs::rename(&new, directory.join(FILE))
     };
     write().map_err(failed)

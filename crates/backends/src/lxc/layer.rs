@@ -1,5 +1,5 @@
-//! The writable layer of a guest that has never run: its directories, its disk, and the files a
-//! recipe puts in. Never touches the layer of a guest that has run.
+//! The writable layer of a guest: its directories, and the files a recipe puts in before it runs for the
+//! first time. Never touches what a guest that has run keeps in it.
 
 use std::fs;
 use std::io;
@@ -11,17 +11,23 @@ use engine::catalog::GuestFile;
 use engine::ports::{GuestSpec, PortError};
 
 use super::config::ID_BASE;
+use super::disk;
 use super::layout::{self, GuestDir};
 use crate::program::Program;
 
-fn at(what: &str, path: &Path) -> impl Fn(io::Error) -> PortError {
+pub(super) fn at(what: &str, path: &Path) -> impl Fn(io::Error) -> PortError {
     let what = format!("{what} {}", path.display());
     move |e| PortError::new(what.clone(), e)
 }
 
 /// Makes the layer afresh: whatever an unfinished attempt left is removed first.
-pub(crate) async fn make(dir: &GuestDir, spec: &GuestSpec, lower: &Path) -> Result<(), PortError> {
-    unmount_disk(dir).await?;
+pub(crate) async fn make(
+    dir: &GuestDir,
+    spec: &GuestSpec,
+    lower: &Path,
+    blanks: &Path,
+) -> Result<(), PortError> {
+    disk::unmount(dir).await?;
     for path in [
         dir.upper(),
         dir.work(),
@@ -33,18 +39,39 @@ pub(crate) async fn make(dir: &GuestDir, spec: &GuestSpec, lower: &Path) -> Resu
     }
     let _ = fs::remove_file(dir.disk_image());
     if let Some(gb) = spec.limits.disk_gb {
-        make_disk(dir, gb).await?;
-        mount_disk(dir).await?;
+        disk::make(&dir.disk_image(), blanks, gb).await?;
     }
-    own_directory(&dir.upper(), 0o755)?;
-    own_directory(&dir.work(), 0o755)?;
+    ready(dir).await?;
     for file in &spec.files {
         write_file(&dir.upper(), lower, file)?;
+    }
+    sync(dir, spec)
+}
+
+/// Puts the files of a recipe on disk: at once where the disk is the guest's alone, else each by itself, so
+/// that nobody waits for what others write.
+fn sync(dir: &GuestDir, spec: &GuestSpec) -> Result<(), PortError> {
+    let upper = dir.upper();
+    let open = |path: &Path| fs::File::open(path).map_err(at("open", path));
+    if spec.limits.disk_gb.is_some() && !spec.files.is_empty() {
+        return rustix::fs::syncfs(open(&upper)?).map_err(|e| at("sync", &upper)(e.into()));
+    }
+    for file in &spec.files {
+        let path = upper.join(file.path.trim_start_matches('/'));
+        open(&path)?.sync_all().map_err(at("sync", &path))?;
     }
     Ok(())
 }
 
-fn own_directory(path: &Path, mode: u32) -> Result<(), PortError> {
+/// The directories of a layer that is there: its disk is mounted. After a power cut those of a guest that had
+/// just been made may be gone again.
+pub(crate) async fn ready(dir: &GuestDir) -> Result<(), PortError> {
+    disk::mount(dir).await?;
+    own_directory(&dir.upper(), 0o755)?;
+    own_directory(&dir.work(), 0o755)
+}
+
+pub(super) fn own_directory(path: &Path, mode: u32) -> Result<(), PortError> {
     match fs::create_dir(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(at("make", path)(e)),
         _ => {}
@@ -55,10 +82,18 @@ fn own_directory(path: &Path, mode: u32) -> Result<(), PortError> {
 }
 
 /// Removes a tree that a guest may have made as deep as it liked: `rm` walks it with a bounded number
-/// of descriptors, follows no link and stays on its file system.
+/// of descriptors, follows no link and stays on its file system. It is not started for a file or an empty
+/// directory.
 pub(crate) async fn remove_tree(path: &Path) -> Result<(), PortError> {
-    if fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
-        return Ok(());
+    let removed = match fs::symlink_metadata(path) {
+        Ok(facts) if facts.is_dir() => fs::remove_dir(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match removed {
+        Ok(()) => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(_) => {}
     }
     Program::new(format!("remove {}", path.display()), "rm")
         .args(["-rf", "--one-file-system", "--"])
@@ -127,81 +162,10 @@ fn write_file(upper: &Path, lower: &Path, file: &GuestFile) -> Result<(), PortEr
     }
     let path = upper.join(relative);
     let mut written = fs::File::create(&path).map_err(at("write", &path))?;
-    io::Write::write_all(&mut written, file.content.as_bytes())
-        .and_then(|()| written.sync_all())
-        .map_err(at("write", &path))?;
+    io::Write::write_all(&mut written, file.content.as_bytes()).map_err(at("write", &path))?;
     chown(&path, Some(ID_BASE), Some(ID_BASE)).map_err(at("give away", &path))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))
         .map_err(at("set permissions of", &path))
-}
-
-/// A sparse file with a file system whose root belongs to the guest's root.
-async fn make_disk(dir: &GuestDir, gb: u32) -> Result<(), PortError> {
-    let image = dir.disk_image();
-    let file = fs::File::create(&image).map_err(at("make", &image))?;
-    file.set_len(u64::from(gb) << 30)
-        .map_err(at("make", &image))?;
-    drop(file);
-    Program::new(
-        format!("make a file system in {}", image.display()),
-        "mkfs.ext4",
-    )
-    .args(["-q", "-m", "0", "-E"])
-    .arg(format!(
-        "root_owner={ID_BASE}:{ID_BASE},lazy_itable_init=1,nodiscard"
-    ))
-    .arg(&image)
-    .run()
-    .await
-    .map(drop)
-}
-
-/// Mounts a guest's disk, if it has one and it is not mounted.
-pub(crate) async fn mount_disk(dir: &GuestDir) -> Result<(), PortError> {
-    let (image, disk) = (dir.disk_image(), dir.disk());
-    if !image.exists() || is_mounted(&disk)? {
-        return Ok(());
-    }
-    own_directory(&disk, 0o755)?;
-    Program::new(format!("mount {}", image.display()), "mount")
-        .args(["-t", "ext4", "-o", "loop,nosuid,nodev,noatime"])
-        .arg(&image)
-        .arg(&disk)
-        .deadline(Duration::from_secs(30))
-        .run()
-        .await
-        .map(drop)
-}
-
-/// Unmounts a guest's disk, if it is mounted. Goes below a file system that is busy for a moment
-/// after its last user ended.
-pub(crate) async fn unmount_disk(dir: &GuestDir) -> Result<(), PortError> {
-    let disk = dir.disk();
-    let mut last = None;
-    for _ in 0..40 {
-        if !is_mounted(&disk)? {
-            return Ok(());
-        }
-        let attempt = Program::new(format!("unmount {}", disk.display()), "umount")
-            .arg(&disk)
-            .run()
-            .await;
-        match attempt {
-            Ok(_) => {}
-            Err(e) => {
-                last = Some(e);
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-    last.map_or(Ok(()), Err)
-}
-
-fn is_mounted(path: &Path) -> Result<bool, PortError> {
-    let table = fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|e| PortError::new("read the mount table", e))?;
-    let wanted = path.to_string_lossy();
-    Ok(table.lines().any(|l| l.split(' ').nth(4) == Some(&*wanted)))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   guests/ID/guest.json   the mark: spec, and whether the guest is complete
-//!            /config       LXC's configuration
+//!            /config       LXC's configuration, written before each start
 //!            /up /work     the writable layer over the image
 //!            /disk.img     instead, when the disk is limited: a file system of its own,
 //!            /disk/up …    mounted here
@@ -148,15 +148,16 @@ impl GuestDir {
         chown(&new.root, Some(0), Some(ID_BASE)).map_err(what)?;
         fs::set_permissions(&new.root, fs::Permissions::from_mode(0o710)).map_err(what)?;
         new.write_mark(mark)?;
-        fs::rename(&new.root, &self.root).map_err(what)?;
-        sync_parent(&self.root).map_err(what)
+        // Should a power cut take the rename back, the guest is not there and is made again.
+        fs::rename(&new.root, &self.root).map_err(what)
     }
 
-    /// Renames the directory so that it is no guest's any more; says what to remove.
+    /// Renames the directory so that it is no guest's any more, and takes its mark; says what to remove.
     pub(crate) fn set_aside(&self) -> Result<PathBuf, PortError> {
         let gone = self.aside("gone");
         fs::rename(&self.root, &gone)
             .and_then(|()| sync_parent(&self.root))
+            .and_then(|()| fs::remove_file(gone.join(MARK)))
             .map(|()| gone)
             .map_err(|e| PortError::new(format!("set {} aside", self.root.display()), e))
     }
@@ -205,6 +206,19 @@ fn sync_parent(path: &Path) -> io::Result<()> {
         Some(dir) => File::open(dir)?.sync_all(),
         None => Ok(()),
     }
+}
+
+/// Writes a file of the node's root that is written anew before each use, so a crash may take it.
+pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), PortError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path);
+    file.and_then(|mut file| file.write_all(content))
+        .map_err(|e| PortError::new(format!("write {}", path.display()), e))
 }
 
 /// Replaces a file: temporary name, fsync, rename, fsync of the directory.
