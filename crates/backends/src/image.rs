@@ -6,6 +6,7 @@
 //!                   /image.json  written last: its presence means complete
 //!   IMAGE_DIR/DIGEST.lock        one builder at a time
 //!   IMAGE_DIR/DIGEST.log         what the build said
+//!   IMAGE_DIR/blank-disks        file systems without files, see `lxc::disk`
 //! ```
 //!
 //! A complete image never changes: it is the lower layer of running guests.
@@ -61,6 +62,11 @@ impl ImageStore {
     /// The root file system of an image.
     pub(crate) fn rootfs(&self, digest: &ImageDigest) -> PathBuf {
         self.image(digest).join("rootfs")
+    }
+
+    /// Where disks without files are kept, to be copied.
+    pub(crate) fn blank_disks(&self) -> PathBuf {
+        self.dir.join("blank-disks")
     }
 
     /// Whether the image is there, complete.

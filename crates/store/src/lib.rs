@@ -50,7 +50,10 @@ impl SqliteStore {
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
         let pool = async |most, options| {
-            let pool = SqlitePoolOptions::new().max_connections(most);
+            // A connection to a file needs no question whether it is still there.
+            let pool = SqlitePoolOptions::new()
+                .max_connections(most)
+                .test_before_acquire(false);
             let opened = pool.connect_with(options).await;
             opened.map_err(failed("open the database"))
         };

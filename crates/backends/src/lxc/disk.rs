@@ -31,6 +31,7 @@ const BLOCK_BYTES: u64 = 4096;
 const UNMOUNTS: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(10);
 const UNFINISHED: &str = ".new-";
+const LONGEST_MAKING: Duration = Duration::from_secs(3600);
 const COPY_BYTES: usize = 256 << 10;
 
 /// A disk of `gb` GiB whose root directory belongs to the guest's root, durable. `blanks` keeps the one that
@@ -40,14 +41,18 @@ pub(super) async fn make(image: &Path, blanks: &Path, gb: u32) -> Result<(), Por
     copy(&blank, image).map_err(at("make", image))
 }
 
-/// Removes what a crash left of blank disks that were being made, and those that are made in another way now.
+/// Removes what a crash left of blank disks that were being made. Other controllers may share them, so what
+/// is new is left alone.
 pub(super) fn sweep(blanks: &Path) -> Result<(), PortError> {
     let entries = match fs::read_dir(blanks) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries.map_err(at("list", blanks))?,
     };
     for entry in entries.flatten() {
-        if !entry.file_name().to_string_lossy().starts_with(MAKE) {
+        let changed = entry.metadata().and_then(|facts| facts.modified());
+        let age = changed.ok().and_then(|at| at.elapsed().ok());
+        let unfinished = entry.file_name().to_string_lossy().starts_with(UNFINISHED);
+        if unfinished && age.is_some_and(|age| age > LONGEST_MAKING) {
             fs::remove_file(entry.path()).map_err(at("remove", &entry.path()))?;
         }
     }
@@ -200,11 +205,24 @@ mod tests {
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));
         make(&one, &blanks, 2).await.unwrap();
         make(&two, &blanks, 2).await.unwrap();
-        for old in [".new-abc", "ext4-0-2g.img"] {
-            fs::write(blanks.join(old), "").unwrap();
+        let names = || {
+            let entries = fs::read_dir(&blanks).unwrap();
+            let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let long_ago = std::time::SystemTime::now() - 2 * LONGEST_MAKING;
+        for name in [".new-old", ".new-now"] {
+            fs::write(blanks.join(name), "").unwrap();
         }
+        let old = File::open(blanks.join(".new-old")).unwrap();
+        old.set_modified(long_ago).unwrap();
+        File::open(blanks.join("ext4-1-2g.img"))
+            .unwrap()
+            .set_modified(long_ago)
+            .unwrap();
         sweep(&blanks).unwrap();
-        assert_eq!(fs::read_dir(&blanks).unwrap().count(), 1);
+        assert_eq!(names(), [".new-now", "ext4-1-2g.img"]);
         for disk in [&one, &two] {
             let facts = fs::metadata(disk).unwrap();
             assert_eq!(facts.len(), 2 << 30);

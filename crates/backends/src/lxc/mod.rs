@@ -39,8 +39,6 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub struct LxcBackend {
     guests: PathBuf,
-    /// Disks without files, to be copied.
-    blanks: PathBuf,
     agent: PathBuf,
     images: ImageStore,
     authority: Arc<Authority>,
@@ -62,8 +60,7 @@ impl LxcBackend {
         make_directory(&agent, 0o755)?;
         install_agent(agent_binary, &agent.join("proximity-agent"))?;
         layout::sweep(&guests)?;
-        let blanks = data_dir.join("blank-disks");
-        disk::sweep(&blanks)?;
+        disk::sweep(&images.blank_disks())?;
         let machine = Machine::detect();
         if !machine.apparmor {
             tracing::info!(
@@ -72,7 +69,6 @@ impl LxcBackend {
         }
         Ok(Self {
             guests,
-            blanks,
             agent,
             images,
             authority,
@@ -197,7 +193,7 @@ impl Backend for LxcBackend {
                 Some(_) => dir.write_mark(&unfinished)?,
                 None => dir.begin(&unfinished)?,
             }
-            layer::make(&dir, spec, &lower, &self.blanks).await?;
+            layer::make(&dir, spec, &lower, &self.images.blank_disks()).await?;
         }
         if identity::lasting(&dir).is_none() {
             identity::place(&dir, &identity::new(&self.authority, spec)?)?;

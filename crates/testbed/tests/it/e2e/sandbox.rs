@@ -73,6 +73,9 @@ fn the_world_of(controller: &Controller, sandbox: &Value, web: &Value) {
         controller.exec("lab", ["cat", "/proc/1/comm", "/etc/hostname"]),
         "proximity-agent\nlab\n"
     );
+    // Its own memory and CPUs, not the node's.
+    let memory = controller.exec("lab", ["grep", "-w", "MemTotal", "/proc/meminfo"]);
+    assert_eq!(memory.split_whitespace().nth(1), Some("524288"), "{memory}");
     let own = controller.exec(
         "lab",
         ["ip", "-json", "-4", "address", "show", "dev", "eth0"],
