@@ -195,7 +195,8 @@ impl Backend for LxcBackend {
         if identity::lasting(&dir).is_none() {
             identity::place(&dir, &identity::new(&self.authority, spec)?)?;
         }
-        let text = config::render(spec, &dir, &lower, &self.agent, &self.machine)?;
+        let init = self.images.init(&spec.image)?;
+        let text = config::render(spec, init, &dir, &lower, &self.agent, &self.machine)?;
         write_durably(&dir.config(), text.as_bytes(), 0o600)?;
         dir.write_mark(&Mark {
             id: spec.id.clone(),

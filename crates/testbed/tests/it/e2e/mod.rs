@@ -24,6 +24,7 @@ mod half_done;
 mod identity;
 mod isolation;
 mod many;
+mod openrc;
 mod power;
 mod processes;
 mod programs;
