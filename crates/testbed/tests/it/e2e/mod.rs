@@ -35,6 +35,9 @@ mod terminal;
 mod up;
 mod wan;
 
+/// The static agent that goes into guests.
+pub use programs::agent as agent_binary;
+
 use std::thread;
 use std::time::{Duration, Instant};
 
