@@ -209,6 +209,14 @@ impl Store for SqliteStore {
         self.change_instance(record, operation, supersede).await
     }
 
+    async fn begin_expiry(
+        &self,
+        record: &InstanceRecord,
+        operation: &NewOperation,
+    ) -> Result<bool, StoreError> {
+        self.expire_instance(record, operation).await
+    }
+
     async fn save_progress(&self, record: &InstanceRecord) -> Result<(), StoreError> {
         self.update_progress(record).await
     }

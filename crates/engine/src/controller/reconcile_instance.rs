@@ -50,8 +50,7 @@ impl Controller {
             format!("instance {}", record.name),
         );
         if record.has_expired(ports.entropy.now()) && record.desired != InstanceDesired::Deleted {
-            tracing::info!(instance.name = %record.name, "its time is over");
-            self.change(record, "expire").await?;
+            self.expire(record).await?;
             return Ok(Settled::Retry(Duration::ZERO));
         }
         let image_cached = ports.images.cached(&record.spec.image_digest).await;

@@ -82,18 +82,20 @@ impl Controller {
     /// Lets a sandbox live so long from now on.
     pub async fn extend_sandbox(&self, name: &str, ttl_s: u64) -> Result<Sandbox, Error> {
         let mut record = self.sandbox_record(name).await?;
-        if record.desired == InstanceDesired::Deleted {
-            return Err(Error::WrongState {
-                name: record.name,
-                state: record.status.as_str(),
-                hint: "it is on its way out; make another one: proximity sandbox create".into(),
-            });
-        }
         let now = self.ports().entropy.now();
         let expires_at = ends_at(now, ttl_s)?;
-        let store = &self.ports().store;
-        if !store.set_expiry(&record.id, expires_at).await? {
-            return Err(unknown(name));
+        // The store decides, not the record read above: its end may have begun since.
+        if !self
+            .ports()
+            .store
+            .set_expiry(&record.id, expires_at)
+            .await?
+        {
+            return Err(Error::WrongState {
+                name: record.name,
+                state: AppStatus::Deleting.as_str(),
+                hint: "it is on its way out; make another one: proximity sandbox create".into(),
+            });
         }
         record.expires_at = Some(expires_at);
         // Its worker may sleep until the old time.
@@ -105,6 +107,20 @@ impl Controller {
     pub async fn kill_sandbox(&self, name: &str) -> Result<OperationId, Error> {
         let record = self.sandbox_record(name).await?;
         self.change(record, "delete").await
+    }
+
+    /// Begins the end of an instance whose time was over when `record` was read. One that was given more time
+    /// since lives on.
+    pub(super) async fn expire(&self, mut record: InstanceRecord) -> Result<(), Error> {
+        record.desired = InstanceDesired::Deleted;
+        record.status = AppStatus::Deleting;
+        record.failure = None;
+        let operation = self.new_operation("expire", record.name.as_str(), record.id.as_str())?;
+        if self.ports().store.begin_expiry(&record, &operation).await? {
+            tracing::info!(instance.name = %record.name, "its time is over");
+            self.inner.feed.announce();
+        }
+        Ok(())
     }
 
     async fn sandbox_record(&self, name: &str) -> Result<InstanceRecord, Error> {
