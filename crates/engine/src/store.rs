@@ -135,6 +135,13 @@ pub trait Store: Send + Sync {
         id: &OperationId,
         event: &OperationEvent,
     ) -> Result<u32, StoreError>;
+    /// Writes an operation that is over as it begins, with its one event; false, and nothing is written, when
+    /// one of that id is there.
+    async fn note(
+        &self,
+        operation: &NewOperation,
+        event: &OperationEvent,
+    ) -> Result<bool, StoreError>;
     /// Ends an operation. Ending one that has ended changes nothing.
     async fn finish_operation(
         &self,

@@ -237,6 +237,14 @@ impl Store for SqliteStore {
         self.insert_event(id, event).await
     }
 
+    async fn note(
+        &self,
+        operation: &NewOperation,
+        event: &OperationEvent,
+    ) -> Result<bool, StoreError> {
+        self.insert_note(operation, event).await
+    }
+
     async fn finish_operation(
         &self,
         id: &OperationId,

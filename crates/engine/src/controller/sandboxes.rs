@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use api::app::AppStatus;
+use api::operation::{OperationEvent, StepState};
 use api::sandbox::{DEFAULT_TTL_S, MAX_TTL_S, Sandbox, SandboxRequest};
 use api::{InstanceName, OperationId};
 use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 
 use super::Controller;
 use super::requests::check_limits;
 use crate::error::Error;
 use crate::instance::{InstanceDesired, InstanceRecord, InstanceSpec, Workload};
+use crate::store::NewOperation;
 
 /// What a sandbox is made of when nothing is said.
 const DEFAULT_IMAGE: &str = "debian";
@@ -118,6 +121,42 @@ impl Controller {
         let operation = self.new_operation("expire", record.name.as_str(), record.id.as_str())?;
         if self.ports().store.begin_expiry(&record, &operation).await? {
             tracing::info!(instance.name = %record.name, "its time is over");
+            self.inner.feed.announce();
+        }
+        Ok(())
+    }
+
+    /// Publishes once for each end that it is near, as an operation that is over as it begins.
+    pub(super) async fn warn_of_end(&self, record: &InstanceRecord) -> Result<(), Error> {
+        let now = self.ports().entropy.now();
+        let Some(end) = record.expires_at else {
+            return Ok(());
+        };
+        let due = record.warned_at().is_some_and(|at| at <= now);
+        if !due || record.desired == InstanceDesired::Deleted {
+            return Ok(());
+        }
+        // The id follows from sandbox and end: whoever writes it a second time finds it there.
+        let about = Sha256::digest(format!("warn {} {end}", record.id));
+        let mut id = [0; 8];
+        id.iter_mut().zip(about).for_each(|(to, from)| *to = from);
+        let operation = NewOperation {
+            id: OperationId::from_bytes(id),
+            ..self.new_operation("warn", record.name.as_str(), record.id.as_str())?
+        };
+        let event = OperationEvent {
+            seq: 1,
+            time: now.to_string(),
+            step: "expiry".into(),
+            state: StepState::Done,
+            message: format!(
+                "it ends at {end}; more time: proximity sandbox extend {}",
+                record.name
+            ),
+            elapsed_ms: None,
+        };
+        if self.ports().store.note(&operation, &event).await? {
+            tracing::info!(instance.name = %record.name, "{}", event.message);
             self.inner.feed.announce();
         }
         Ok(())

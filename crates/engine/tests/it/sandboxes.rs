@@ -184,6 +184,77 @@ async fn an_extension_at_the_last_moment_holds_or_is_refused() {
 }
 
 #[tokio::test]
+async fn it_is_warned_of_each_end_once() {
+    use engine::store::{NewOperation, Store};
+    let ruled = Ruled::up().await;
+    let (operation, _) = ruled
+        .controller
+        .create_sandbox(&request("young"))
+        .await
+        .unwrap();
+    assert_eq!(ruled.end(&operation).await.failure, None);
+    // Another one that has lived for an hour.
+    let now = jiff::Timestamp::now();
+    let mut record = ruled.record("young").await;
+    record.id = api::InstanceId::from_bytes([7; 8]);
+    record.name = "old".parse().unwrap();
+    record.status = AppStatus::Deploying;
+    record.created_at = now - jiff::SignedDuration::from_hours(1);
+    let end = now + jiff::SignedDuration::from_millis(60_500);
+    record.expires_at = Some(end);
+    let deploy = NewOperation {
+        id: api::OperationId::from_bytes([7; 8]),
+        kind: "deploy".into(),
+        target: "old".into(),
+        object: record.id.to_string(),
+        at: now,
+    };
+    let range = engine::fake::zone_spec().static_range();
+    let store = &ruled.store;
+    store.begin_deploy(&record, range, &deploy).await.unwrap();
+    let ruled = ruled.restarted().await;
+    let warnings = async |ruled: &Ruled| {
+        let all = ruled.store.operations(100).await.unwrap();
+        let found = all.into_iter().filter(|o| o.kind == "warn");
+        found.collect::<Vec<_>>()
+    };
+    let until = async |ruled: &Ruled, count: usize| {
+        let mut feed = ruled.controller.feed().subscribe();
+        loop {
+            feed.mark_unchanged();
+            let found = warnings(ruled).await;
+            if found.len() >= count {
+                return found;
+            }
+            feed.changed().await.unwrap();
+        }
+    };
+    let warning = until(&ruled, 1).await.remove(0);
+    assert!(jiff::Timestamp::now() >= end - jiff::SignedDuration::from_secs(60));
+    assert_eq!(warning.target, "old");
+    assert_eq!(warning.status, api::operation::OperationStatus::Succeeded);
+    let warning = ruled.controller.operation(warning.id.as_str(), 0).await;
+    let message = warning.unwrap().events.remove(0).message;
+    assert!(message.contains(&end.to_string()), "{message}");
+    assert_eq!(
+        ruled.controller.sandbox("old").await.unwrap().warned_in_s,
+        0
+    );
+    assert!(ruled.controller.sandbox("young").await.unwrap().warned_in_s > 3500);
+    // Neither further looks nor another controller say it again; of another end it is warned anew.
+    let ruled = ruled.restarted().await;
+    let looked = jiff::Timestamp::now() + jiff::SignedDuration::from_millis(100);
+    ruled
+        .until_recorded(|_| jiff::Timestamp::now() > looked)
+        .await;
+    assert_eq!(warnings(&ruled).await.len(), 1);
+    ruled.controller.extend_sandbox("old", 30).await.unwrap();
+    assert_eq!(until(&ruled, 2).await.len(), 2);
+    let record = ruled.record("old").await;
+    assert_eq!(record.desired, engine::instance::InstanceDesired::Running);
+}
+
+#[tokio::test]
 async fn one_on_its_way_out_is_not_extended() {
     let ruled = Ruled::up().await;
     let (operation, _) = ruled
