@@ -71,4 +71,7 @@ pub struct Sandbox {
     pub expires_at: String,
     /// How many seconds are left until then.
     pub expires_in_s: u64,
+    /// How many seconds are left until it is warned of its end: a minute before, or a tenth of its life if
+    /// that is less. 0 from then on.
+    pub warned_in_s: u64,
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use api::ImageDigest;
 use async_trait::async_trait;
-use engine::image::{ImageSpec, Images, parse_mode};
+use engine::image::{ImageSpec, Images, Init, parse_mode};
 use engine::ports::PortError;
 
 use crate::lxc::{ID_BASE, ID_COUNT};
@@ -72,6 +72,15 @@ impl ImageStore {
     /// Whether the image is there, complete.
     pub(crate) fn is_complete(&self, digest: &ImageDigest) -> bool {
         self.image(digest).join("image.json").exists()
+    }
+
+    /// The init system of an image's guests.
+    pub(crate) fn init(&self, digest: &ImageDigest) -> Result<Init, PortError> {
+        let path = self.image(digest).join("image.json");
+        let wrong = |e: String| PortError::new(format!("read {}", path.display()), e);
+        let text = fs::read(&path).map_err(|e| wrong(e.to_string()))?;
+        let spec: ImageSpec = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
+        Ok(spec.init)
     }
 
     /// All complete images.
@@ -209,9 +218,25 @@ fn quoted(path: &Path) -> Result<String, PortError> {
 /// Runs in mmdebstrap's own environment with the new root as `$1`. Unit names were checked.
 fn finish_script(spec: &ImageSpec) -> String {
     let mut text = String::from("#!/bin/sh\nset -eu\n");
-    for (verb, units) in [("mask", &spec.mask), ("enable", &spec.enable)] {
-        for unit in units {
-            text.push_str(&format!("chroot \"$1\" systemctl {verb} '{unit}'\n"));
+    match spec.init {
+        Init::Systemd => {
+            for (verb, units) in [("mask", &spec.mask), ("enable", &spec.enable)] {
+                for unit in units {
+                    text.push_str(&format!("chroot \"$1\" systemctl {verb} '{unit}'\n"));
+                }
+            }
+        }
+        Init::Openrc => {
+            // Debian leaves open what is process 1. Control groups, clock and file systems are the node's business.
+            text.push_str(
+                "ln -s openrc-init \"$1/sbin/init\"\nrm -f \"$1\"/etc/runlevels/sysinit/*\n",
+            );
+            for service in &spec.enable {
+                // A package may have enabled its service already.
+                text.push_str(&format!(
+                    "ln -sf '/etc/init.d/{service}' \"$1/etc/runlevels/default/{service}\"\n"
+                ));
+            }
         }
     }
     // The container gives the name; the machine id is made at first boot.
@@ -377,5 +402,8 @@ mod tests {
         let spec = engine::zone::appliance_image();
         spec.check().unwrap();
         insta::assert_snapshot!(finish_script(&spec));
+        let catalog = engine::catalog::Catalog::new(&[]).unwrap();
+        let spec = &catalog.get("nginx-openrc").unwrap().image;
+        insta::assert_snapshot!("openrc", finish_script(spec));
     }
 }

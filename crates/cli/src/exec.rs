@@ -81,18 +81,19 @@ pub struct CommandArgs {
 pub async fn run(client: &Client, args: ExecArgs, screen: &Screen) -> Result<Exit, Failure> {
     let input = args.command.input(screen)?;
     args.command
-        .run(client, &args.name, args.channel, input, screen)
+        .run(client, &args.name, args.channel, input, false, screen)
         .await
 }
 
 impl CommandArgs {
-    /// Runs it to its end; its exit code.
+    /// Runs it to its end; its exit code. With `warned`, it is said when its sandbox is about to end.
     pub async fn run(
         self,
         client: &Client,
         name: &InstanceName,
         channel: Option<String>,
         input: Input,
+        warned: bool,
         screen: &Screen,
     ) -> Result<Exit, Failure> {
         let request = ExecRequest {
@@ -110,7 +111,7 @@ impl CommandArgs {
             return call(client, name, request, input, screen).await;
         }
         let start = start(request, input);
-        session::run(client, name, &start, input, screen).await
+        session::run(client, name, &start, input, warned, screen).await
     }
 
     /// What it will read; what can't be is refused before anything runs.

@@ -17,6 +17,7 @@ mod connection;
 mod copy;
 mod deploy;
 mod doctor;
+mod ending;
 mod exec;
 mod exit;
 mod failure;

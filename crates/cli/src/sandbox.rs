@@ -164,9 +164,13 @@ async fn run_once(client: &Client, args: RunArgs, screen: &Screen) -> Result<Exi
     let sandbox = create(client, &args.sandbox, None).await?;
     let ran = args
         .command
-        .run(client, &sandbox.name, None, input, screen)
+        .run(client, &sandbox.name, None, input, true, screen)
         .await;
-    if let Err(e) = client.kill_sandbox(sandbox.name.as_str()).await {
+    let gone = |e: &client::Error| matches!(e, client::Error::Problem(problem) if problem.code == "unknown_instance");
+    // One whose time was over first is gone already.
+    if let Err(e) = client.kill_sandbox(sandbox.name.as_str()).await
+        && !gone(&e)
+    {
         let left = left(&sandbox);
         screen.warn(&format!(
             "proximity: the sandbox {} could not be removed ({e}); it ends by itself after {left}",
@@ -222,7 +226,10 @@ fn table(sandboxes: &[Sandbox]) -> String {
             sandbox.image.to_string(),
             sandbox.ip.to_string(),
             sandbox.status.as_str().to_owned(),
-            left(sandbox),
+            match sandbox.warned_in_s {
+                0 => format!("{}, ends soon", left(sandbox)),
+                _ => left(sandbox),
+            },
         ]);
     }
     table.text()

@@ -22,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
+use crate::ending;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::progress::elapsed;
@@ -60,12 +61,14 @@ enum End {
     ReaderGone,
 }
 
-/// Runs the command to its end; its exit code.
+/// Runs the command to its end; its exit code. With `warned`, whoever waits hears when its sandbox is about
+/// to end.
 pub async fn run(
     client: &Client,
     name: &InstanceName,
     start: &SessionStart,
     input: Input,
+    warned: bool,
     screen: &Screen,
 ) -> Result<Exit, Failure> {
     let mut signals = Signals::new()?;
@@ -84,10 +87,17 @@ pub async fn run(
     let (output, shown) = start_writing()?;
     let outcome = {
         let mut to_command = to_command;
+        let warn = async {
+            match warned {
+                true => ending::announce(client, name, raw.is_some(), screen).await,
+                false => std::future::pending().await,
+            }
+        };
         let outcome = tokio::select! {
             end = watch(from_command, output) => end,
             fed = feed(&mut to_command, input, raw.as_ref()) => fed,
             failure = signals.next() => Err(failure),
+            never = warn => match never {},
         };
         to_command.close().await;
         outcome

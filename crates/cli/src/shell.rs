@@ -62,5 +62,5 @@ pub async fn run(client: &Client, args: ShellArgs, screen: &Screen) -> Result<Ex
         ..ExecRequest::default()
     };
     let start = start(request, Input::Terminal);
-    session::run(client, &args.name, &start, Input::Terminal, screen).await
+    session::run(client, &args.name, &start, Input::Terminal, true, screen).await
 }

@@ -19,6 +19,10 @@ use crate::image::{ImageSpec, check_guest_path, parse_mode};
 const BUILT_IN: &[(&str, &str)] = &[
     ("nginx.yml", include_str!("../../../catalog/nginx.yml")),
     (
+        "nginx-openrc.yml",
+        include_str!("../../../catalog/nginx-openrc.yml"),
+    ),
+    (
         "static-site.yml",
         include_str!("../../../catalog/static-site.yml"),
     ),
@@ -398,6 +402,8 @@ mod tests {
             site.image.digest(),
             "one image serves both"
         );
+        let openrc = catalog.get("nginx-openrc").unwrap();
+        assert_eq!(openrc.image.init, crate::image::Init::Openrc);
         assert_eq!(catalog.nearest("ngnix").unwrap().as_str(), "nginx");
         assert!(catalog.nearest("postgresql").is_none());
     }

@@ -45,6 +45,7 @@ pub fn instance_record(name: &str) -> InstanceRecord {
         suite: "bookworm".into(),
         packages: vec![],
         files: vec![],
+        init: crate::image::Init::Systemd,
         enable: vec![],
         mask: vec![],
     };

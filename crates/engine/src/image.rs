@@ -25,12 +25,33 @@ pub struct ImageSpec {
     /// Files put into the image.
     #[serde(default)]
     pub files: Vec<ImageFile>,
-    /// systemd units that start at boot.
+    /// What starts and ends the guest's services. Not written when it is systemd, so that images made
+    /// before there was a choice keep their digests.
+    #[serde(default, skip_serializing_if = "Init::is_systemd")]
+    pub init: Init,
+    /// Services that start at boot: systemd units, or OpenRC's for the runlevel `default`.
     #[serde(default)]
     pub enable: Vec<String>,
     /// systemd units that never start.
     #[serde(default)]
     pub mask: Vec<String>,
+}
+
+/// The init system of an image's guests. A sandbox has none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Init {
+    /// systemd.
+    #[default]
+    Systemd,
+    /// OpenRC, with its own `openrc-init` as process 1.
+    Openrc,
+}
+
+impl Init {
+    fn is_systemd(&self) -> bool {
+        *self == Self::Systemd
+    }
 }
 
 /// A file of an image.
@@ -58,6 +79,9 @@ fn mode_0644() -> String {
 /// guest starts faster and smaller.
 const BASE_PACKAGES: &[&str] = &["ca-certificates", "iproute2", "systemd", "systemd-sysv"];
 
+/// Packages of every image whose guests have OpenRC. The DHCP client is the smallest there is.
+const OPENRC_BASE_PACKAGES: &[&str] = &["ca-certificates", "iproute2", "openrc", "udhcpc"];
+
 /// Packages of every sandbox.
 const SMALL_BASE_PACKAGES: &[&str] = &["ca-certificates", "iproute2", "netbase"];
 
@@ -83,9 +107,21 @@ const BASE_MASK: &[&str] = &[
 const NETWORK_DHCP: &str = "[Match]\nName=eth0\n\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n\n[DHCPv4]\nClientIdentifier=mac\nUseHostname=no\nUseDomains=yes\n";
 
 impl ImageSpec {
-    /// This image on top of what every guest has: systemd, and `eth0` by DHCP.
+    /// This image on top of what every guest has: its init system, the agent, and `eth0` by DHCP.
     #[must_use]
     pub fn on_base(mut self) -> Self {
+        match self.init {
+            Init::Systemd => self.on_systemd(),
+            Init::Openrc => self.on_openrc(),
+        }
+        for list in [&mut self.packages, &mut self.enable, &mut self.mask] {
+            list.sort();
+            list.dedup();
+        }
+        self
+    }
+
+    fn on_systemd(&mut self) {
         self.packages
             .extend(BASE_PACKAGES.iter().map(ToString::to_string));
         self.mask.extend(BASE_MASK.iter().map(ToString::to_string));
@@ -103,11 +139,19 @@ impl ImageSpec {
                 mode: mode_0644(),
             });
         }
-        for list in [&mut self.packages, &mut self.enable, &mut self.mask] {
-            list.sort();
-            list.dedup();
+    }
+
+    fn on_openrc(&mut self) {
+        self.packages
+            .extend(OPENRC_BASE_PACKAGES.iter().map(ToString::to_string));
+        for (name, content) in OPENRC_SERVICES {
+            self.enable.push((*name).into());
+            self.files.push(ImageFile {
+                path: format!("/etc/init.d/{name}"),
+                content: (*content).into(),
+                mode: "0755".into(),
+            });
         }
-        self
     }
 
     /// This image on top of what every sandbox has: no init system, since the agent is process 1, and no
@@ -150,6 +194,9 @@ impl ImageSpec {
         {
             return Err(format!("{u:?} is not a unit name"));
         }
+        if self.init == Init::Openrc && !self.mask.is_empty() {
+            return Err("mask: OpenRC starts only what is enabled".into());
+        }
         self.files.iter().try_for_each(|f| {
             check_guest_path(&f.path).and_then(|()| parse_mode(&f.mode).map(drop))
         })
@@ -158,6 +205,18 @@ impl ImageSpec {
 
 /// Starts the agent in guests with systemd. The agent itself is a mount of the node's copy.
 const AGENT_UNIT: &str = "proximity-agent.service";
+
+/// What every guest with OpenRC starts: its network, and the agent, which is a mount here too.
+const OPENRC_SERVICES: &[(&str, &str)] = &[
+    (
+        "proximity-network",
+        include_str!("../../../images/guest/proximity-network.openrc"),
+    ),
+    (
+        "proximity-agent",
+        include_str!("../../../images/guest/proximity-agent.openrc"),
+    ),
+];
 
 const NETWORK_FILE: &str = "/etc/systemd/network/10-eth0.network";
 
@@ -211,6 +270,7 @@ mod tests {
             suite: bookworm(),
             packages: packages.iter().map(ToString::to_string).collect(),
             files: vec![],
+            init: Init::Systemd,
             enable: vec![],
             mask: vec![],
         }
@@ -222,6 +282,31 @@ mod tests {
         let b = spec(&["jq", "nginx-light", "jq"]).on_base();
         assert_eq!(a.digest(), b.digest());
         assert_ne!(a.digest(), spec(&["jq"]).on_base().digest());
+    }
+
+    #[test]
+    fn the_init_system_decides_what_is_under_a_recipe() {
+        let openrc = ImageSpec {
+            init: Init::Openrc,
+            enable: vec!["nginx".into()],
+            ..spec(&["nginx-light"])
+        };
+        let image = openrc.clone().on_base();
+        assert!(!image.packages.iter().any(|p| p.contains("systemd")));
+        assert_eq!(
+            image.enable,
+            ["nginx", "proximity-agent", "proximity-network"]
+        );
+        image.check().unwrap();
+        assert_ne!(image.digest(), spec(&["nginx-light"]).on_base().digest());
+        let masked = ImageSpec {
+            mask: vec!["x".into()],
+            ..openrc
+        };
+        assert!(masked.on_base().check().unwrap_err().contains("mask"));
+        // The digest of an image with systemd is what it was before there was a choice.
+        let text = serde_json::to_string(&spec(&[]).on_base()).unwrap();
+        assert!(!text.contains("init\":"), "{text}");
     }
 
     #[test]

@@ -117,7 +117,14 @@ pub trait Store: Send + Sync {
     /// Writes the progress of an instance: status, published, routed, restart, failure. What is wanted
     /// of it is left as it is.
     async fn save_progress(&self, record: &InstanceRecord) -> Result<(), StoreError>;
-    /// Sets when an instance ends by itself; false when there is none.
+    /// As [`Store::begin_change`] with `supersede`, for an instance whose life ends when `record` says. False,
+    /// and nothing is changed, when its end was moved meanwhile, or it is on its way out already.
+    async fn begin_expiry(
+        &self,
+        record: &InstanceRecord,
+        operation: &NewOperation,
+    ) -> Result<bool, StoreError>;
+    /// Sets when an instance ends by itself; false when there is none, or it is on its way out.
     async fn set_expiry(&self, id: &InstanceId, at: Timestamp) -> Result<bool, StoreError>;
     /// Forgets a deleted instance and ends what was under way for it; its address rests from `at`.
     async fn forget_instance(&self, id: &InstanceId, at: Timestamp) -> Result<(), StoreError>;
@@ -128,6 +135,13 @@ pub trait Store: Send + Sync {
         id: &OperationId,
         event: &OperationEvent,
     ) -> Result<u32, StoreError>;
+    /// Writes an operation that is over as it begins, with its one event; false, and nothing is written, when
+    /// one of that id is there.
+    async fn note(
+        &self,
+        operation: &NewOperation,
+        event: &OperationEvent,
+    ) -> Result<bool, StoreError>;
     /// Ends an operation. Ending one that has ended changes nothing.
     async fn finish_operation(
         &self,

@@ -89,6 +89,8 @@ pub(crate) struct Told {
     outcome: Outcome,
     /// The code of the problem that it ended with.
     problem: Option<String>,
+    /// How the command ended, for people.
+    ended: Option<String>,
 }
 
 impl From<Outcome> for Told {
@@ -96,6 +98,7 @@ impl From<Outcome> for Told {
         Self {
             outcome,
             problem: None,
+            ended: None,
         }
     }
 }
@@ -116,13 +119,26 @@ impl Told {
 
     /// A command ran to an end.
     pub(crate) fn ran(result: &ExecResult) -> Self {
-        let outcome = match (result.exit_code, result.signal) {
-            (Some(code), _) => Outcome::exited(code),
-            (None, Some(signal)) => Outcome::failed(format!("ended by signal {signal}")),
-            (None, None) => Outcome::failed("ended by its deadline"),
+        let (outcome, ended) = match (result.exit_code, result.signal) {
+            (Some(code), _) => (Outcome::exited(code), format!("exit code {code}")),
+            (None, signal) => {
+                let ended = match signal {
+                    Some(signal) => format!("ended by signal {signal}"),
+                    None => "ended by its deadline".to_owned(),
+                };
+                (Outcome::failed(ended.clone()), ended)
+            }
         };
         let outcome = outcome.duration_ms(result.duration_ms);
-        outcome.channel(&result.channel).into()
+        Self {
+            ended: Some(format!("the command: {ended}")),
+            ..outcome.channel(&result.channel).into()
+        }
+    }
+
+    /// How the command ended, if it was one.
+    pub(crate) fn ended(&self) -> Option<&str> {
+        self.ended.as_deref()
     }
 
     /// A file was written.
@@ -147,6 +163,7 @@ impl Told {
                 _ => Outcome::failed(code),
             },
             problem: Some(problem.code.clone()),
+            ended: None,
         }
     }
 }

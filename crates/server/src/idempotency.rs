@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   claimed ──▶ handler ──▶ answered: kept, the same call gets the same answer
+//!      │           ├──────▶ answered at length: that it was, and how it ended, is kept instead
 //!      │           └──────▶ failed before anything was done: given up, the same call may try again
 //!      └▶ the caller hung up, or the controller ended: answered with `outcome_unknown`
 //! ```
@@ -25,6 +26,8 @@ use crate::auth::Actor;
 use crate::{BODY_LIMIT, State};
 
 const HEADER: &str = "idempotency-key";
+/// The largest answer that is kept, in bytes. Those of commands may have many times as many.
+const KEPT_MAX_BYTES: usize = 1 << 20;
 /// Stands in an answer that was kept from an earlier call.
 pub(crate) const REPLAYED: &str = "idempotency-replayed";
 
@@ -197,14 +200,35 @@ async fn keepable(response: Response) -> (Response, Option<(u16, String)>) {
     let body = to_bytes(body, usize::MAX)
         .await
         .unwrap_or_else(|_| Bytes::new());
-    let code = parts.extensions.get::<Told>().and_then(Told::code);
+    let told = parts.extensions.get::<Told>();
+    let code = told.and_then(Told::code);
     let nothing_done = parts.status.is_server_error()
         && !matches!(code, Some("outcome_unknown" | "deploy_failed"));
     let kept = (!nothing_done).then(|| {
+        if body.len() > KEPT_MAX_BYTES {
+            let ended = told.and_then(Told::ended);
+            return too_large(parts.status, ended, body.len());
+        }
         let text = String::from_utf8_lossy(&body).into_owned();
         (parts.status.as_u16(), text)
     });
     (Response::from_parts(parts, Body::from(body)), kept)
+}
+
+/// What is kept of an answer that is too large: that there was one, and how the call ended.
+fn too_large(status: StatusCode, ended: Option<&str>, size_bytes: usize) -> (u16, String) {
+    let ended = ended.map(|how| format!("; {how}")).unwrap_or_default();
+    let problem = Problem::new(
+        410,
+        "result_not_kept",
+        format!(
+            "this call was carried out once and answered with {}{ended}; the answer of {size_bytes} bytes was too large to keep",
+            status.as_u16()
+        ),
+    )
+    .hint("let the command write to a file and fetch that, or read the answer as a stream; a new key runs it again");
+    let body = serde_json::to_string(&problem).unwrap_or_default();
+    (problem.status, body)
 }
 
 fn replay(status: u16, body: String) -> Response {

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use api::InstanceId;
 use engine::address::{Freed, choose};
-use engine::instance::InstanceRecord;
+use engine::instance::{InstanceDesired, InstanceRecord};
 use engine::store::{NewOperation, StoreError};
 use engine::zone::{ZoneDesired, ZoneRecord};
 use jiff::Timestamp;
@@ -127,21 +127,36 @@ impl SqliteStore {
             operations::supersede(&mut tx, operation).await?;
         }
         operations::insert(&mut tx, operation).await?;
-        let done = sqlx::query(
-            "UPDATE instances SET desired = ?, status = ?, restart = ?, failure = ? WHERE id = ?",
-        )
-        .bind(word(&record.desired)?)
-        .bind(word(&record.status)?)
-        .bind(record.restart)
-        .bind(record.failure.as_ref().map(to_json).transpose()?)
-        .bind(record.id.as_str())
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("change an instance"))?;
-        if done.rows_affected() == 0 {
-            return Err(StoreError::Missing(format!("instance {}", record.name)));
-        }
+        write_desire(&mut tx, record).await?;
         tx.commit().await.map_err(failed("change an instance"))
+    }
+
+    pub(crate) async fn expire_instance(
+        &self,
+        record: &InstanceRecord,
+        operation: &NewOperation,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        // In one transaction: whoever moved the end before this was told that it holds.
+        let due: Option<(String,)> = sqlx::query_as(
+            "SELECT id FROM instances WHERE id = ? AND expires_at = ? AND desired <> ?",
+        )
+        .bind(record.id.as_str())
+        .bind(record.expires_at.map(|t| t.to_string()))
+        .bind(word(&InstanceDesired::Deleted)?)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("look whether a life is over"))?;
+        if due.is_none() {
+            return Ok(false);
+        }
+        operations::supersede(&mut tx, operation).await?;
+        operations::insert(&mut tx, operation).await?;
+        write_desire(&mut tx, record).await?;
+        tx.commit()
+            .await
+            .map_err(failed("end an instance's life"))?;
+        Ok(true)
     }
 
     pub(crate) async fn update_progress(&self, record: &InstanceRecord) -> Result<(), StoreError> {
@@ -173,9 +188,10 @@ impl SqliteStore {
         id: &InstanceId,
         at: Timestamp,
     ) -> Result<bool, StoreError> {
-        let done = sqlx::query("UPDATE instances SET expires_at = ? WHERE id = ?")
+        let done = sqlx::query("UPDATE instances SET expires_at = ? WHERE id = ? AND desired <> ?")
             .bind(at.to_string())
             .bind(id.as_str())
+            .bind(word(&InstanceDesired::Deleted)?)
             .execute(&self.pool)
             .await
             .map_err(failed("extend an instance's life"))?;
@@ -204,6 +220,28 @@ impl SqliteStore {
             .await
             .map_err(failed("forget an instance"))?;
         tx.commit().await.map_err(failed("forget an instance"))
+    }
+}
+
+/// Writes what is wanted of an existing instance.
+async fn write_desire(
+    tx: &mut sqlx::Transaction<'static, sqlx::Sqlite>,
+    record: &InstanceRecord,
+) -> Result<(), StoreError> {
+    let done = sqlx::query(
+        "UPDATE instances SET desired = ?, status = ?, restart = ?, failure = ? WHERE id = ?",
+    )
+    .bind(word(&record.desired)?)
+    .bind(word(&record.status)?)
+    .bind(record.restart)
+    .bind(record.failure.as_ref().map(to_json).transpose()?)
+    .bind(record.id.as_str())
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("change an instance"))?;
+    match done.rows_affected() {
+        0 => Err(StoreError::Missing(format!("instance {}", record.name))),
+        _ => Ok(()),
     }
 }
 

@@ -223,6 +223,14 @@ impl Store for SqliteStore {
         self.change_instance(record, operation, supersede).await
     }
 
+    async fn begin_expiry(
+        &self,
+        record: &InstanceRecord,
+        operation: &NewOperation,
+    ) -> Result<bool, StoreError> {
+        self.expire_instance(record, operation).await
+    }
+
     async fn save_progress(&self, record: &InstanceRecord) -> Result<(), StoreError> {
         self.update_progress(record).await
     }
@@ -241,6 +249,14 @@ impl Store for SqliteStore {
         event: &OperationEvent,
     ) -> Result<u32, StoreError> {
         self.insert_event(id, event).await
+    }
+
+    async fn note(
+        &self,
+        operation: &NewOperation,
+        event: &OperationEvent,
+    ) -> Result<bool, StoreError> {
+        self.insert_note(operation, event).await
     }
 
     async fn finish_operation(

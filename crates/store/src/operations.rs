@@ -40,6 +40,10 @@ pub(crate) async fn insert(tx: &mut Tx, new: &NewOperation) -> Result<(), StoreE
         .execute(&mut **tx)
         .await
         .map_err(failed("begin an operation"))?;
+    drop_old(tx).await
+}
+
+async fn drop_old(tx: &mut Tx) -> Result<(), StoreError> {
     sqlx::query(
         "DELETE FROM operations WHERE status <> 'running' AND id NOT IN
              (SELECT id FROM operations ORDER BY created_at DESC LIMIT ?)",
@@ -49,6 +53,29 @@ pub(crate) async fn insert(tx: &mut Tx, new: &NewOperation) -> Result<(), StoreE
     .await
     .map(drop)
     .map_err(failed("drop old operations"))
+}
+
+/// Writes an event behind the others of its operation; its number.
+async fn append(tx: &mut Tx, id: &OperationId, event: &OperationEvent) -> Result<u32, StoreError> {
+    let (seq,): (u32,) = sqlx::query_as(
+        "SELECT coalesce(max(seq), 0) + 1 FROM operation_events WHERE operation = ?",
+    )
+    .bind(id.as_str())
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(failed("number an event"))?;
+    let event = OperationEvent {
+        seq,
+        ..event.clone()
+    };
+    sqlx::query("INSERT INTO operation_events (operation, seq, event) VALUES (?, ?, ?)")
+        .bind(id.as_str())
+        .bind(seq)
+        .bind(to_json(&event)?)
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("write an event"))?;
+    Ok(seq)
 }
 
 /// Ends what is under way for the object, because something else is wanted.
@@ -112,26 +139,37 @@ impl SqliteStore {
         event: &OperationEvent,
     ) -> Result<u32, StoreError> {
         let mut tx = crate::begin(&self.events).await?;
-        let (seq,): (u32,) = sqlx::query_as(
-            "SELECT coalesce(max(seq), 0) + 1 FROM operation_events WHERE operation = ?",
-        )
-        .bind(id.as_str())
-        .fetch_one(&mut *tx)
-        .await
-        .map_err(failed("number an event"))?;
-        let event = OperationEvent {
-            seq,
-            ..event.clone()
-        };
-        sqlx::query("INSERT INTO operation_events (operation, seq, event) VALUES (?, ?, ?)")
-            .bind(id.as_str())
-            .bind(seq)
-            .bind(to_json(&event)?)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("write an event"))?;
+        let seq = append(&mut tx, id, event).await?;
         tx.commit().await.map_err(failed("write an event"))?;
         Ok(seq)
+    }
+
+    pub(crate) async fn insert_note(
+        &self,
+        new: &NewOperation,
+        event: &OperationEvent,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let done = sqlx::query(
+            "INSERT INTO operations (id, kind, target, object, status, created_at, finished_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) ON CONFLICT (id) DO NOTHING",
+        )
+        .bind(new.id.as_str())
+        .bind(&new.kind)
+        .bind(&new.target)
+        .bind(&new.object)
+        .bind(word(&OperationStatus::Succeeded)?)
+        .bind(new.at.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("write a note"))?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        append(&mut tx, &new.id, event).await?;
+        drop_old(&mut tx).await?;
+        tx.commit().await.map_err(failed("write a note"))?;
+        Ok(true)
     }
 
     pub(crate) async fn end_operation(

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use engine::image::Init;
 use engine::ports::{GuestSpec, PortError};
 
 use super::layout::GuestDir;
@@ -66,9 +67,11 @@ pub(crate) fn host_interface(id: &api::InstanceId, index: usize) -> String {
     format!("px{index}{digits}")
 }
 
-/// Renders the configuration of a guest.
+/// Renders the configuration of a guest. `init` decides only with which signal it is told to halt; the agent
+/// as process 1 takes either.
 pub(crate) fn render(
     spec: &GuestSpec,
+    init: Init,
     dir: &GuestDir,
     lower: &Path,
     agent: &Path,
@@ -133,7 +136,11 @@ pub(crate) fn render(
     }
     lines.set("lxc.tty.max", "0")?;
     lines.set("lxc.pty.max", "1024")?;
-    lines.set("lxc.signal.halt", "SIGRTMIN+3")?;
+    let halt = match init {
+        Init::Systemd => "SIGRTMIN+3",
+        Init::Openrc => "SIGPWR",
+    };
+    lines.set("lxc.signal.halt", halt)?;
     lines.set("lxc.console.logfile", &path(&dir.console())?)?;
     lines.set("lxc.console.size", "1MB")?;
     lines.set("lxc.console.rotate", "1")?;
@@ -208,6 +215,7 @@ mod tests {
         let dir = GuestDir::for_spec(Path::new("/var/lib/proximity/guests"), &spec);
         render(
             &spec,
+            Init::Systemd,
             &dir,
             Path::new("/images/d/rootfs"),
             Path::new("/var/lib/proximity/agent"),

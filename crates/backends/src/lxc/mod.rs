@@ -222,8 +222,10 @@ impl Backend for LxcBackend {
             identity::place(&dir, &identity::new(&self.authority, &spec)?)?;
         }
         let lower = self.images.rootfs(&spec.image);
+        let init = self.images.init(&spec.image)?;
         let text = config::render(
             &spec,
+            init,
             &dir,
             &lower,
             &self.agent,

@@ -4,7 +4,7 @@ use api::ImageName;
 use api::app::Limits;
 use serde::Deserialize;
 
-use crate::image::ImageSpec;
+use crate::image::{ImageSpec, Init};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,8 +39,10 @@ impl SandboxImage {
         let file: SandboxFile = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
         let image = file.image.on_small_base();
         image.check().map_err(|e| format!("image: {e}"))?;
-        if !image.enable.is_empty() || !image.mask.is_empty() {
-            return Err("image: a sandbox has no units to enable or mask".into());
+        if !image.enable.is_empty() || !image.mask.is_empty() || image.init != Init::default() {
+            return Err(
+                "image: a sandbox has no init system and no units to enable or mask".into(),
+            );
         }
         Ok(Self {
             id: file.id.parse().map_err(|e| format!("{e}"))?,
@@ -76,6 +78,7 @@ mod tests {
             assert!(error.contains(expect), "{error}");
         };
         check("image:\n", "image:\n  enable: [x.service]\n", "units");
+        check("image:\n", "image:\n  init: openrc\n", "init system");
         check("kind: sandbox", "kind: sandbox\nport: 80", "port");
         check("id: debian", "id: ../x", "image name");
     }

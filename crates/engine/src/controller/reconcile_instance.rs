@@ -50,10 +50,10 @@ impl Controller {
             format!("instance {}", record.name),
         );
         if record.has_expired(ports.entropy.now()) && record.desired != InstanceDesired::Deleted {
-            tracing::info!(instance.name = %record.name, "its time is over");
-            self.change(record, "expire").await?;
+            self.expire(record).await?;
             return Ok(Settled::Retry(Duration::ZERO));
         }
+        self.warn_of_end(&record).await?;
         let image_cached = ports.images.cached(&record.spec.image_digest).await;
         let guest = ports.backend.observe(id).await;
         let deleting = record.desired == InstanceDesired::Deleted;
@@ -361,15 +361,12 @@ impl Run<'_> {
         Ok(self.settled())
     }
 
-    /// As wanted; what ends by itself is looked at again when its time is over.
+    /// As wanted; what ends by itself is looked at again before its end and when its time is over.
     fn settled(&self) -> Settled {
-        match self.record.expires_at {
+        let now = self.controller.ports().entropy.now();
+        match self.record.next_look(now) {
             None => Settled::Yes,
-            Some(at) => {
-                let left = at.duration_since(self.controller.ports().entropy.now());
-                let left = Duration::try_from(left).unwrap_or_default();
-                Settled::Retry(left.min(super::worker::PERIOD))
-            }
+            Some(left) => Settled::Retry(left.min(super::worker::PERIOD)),
         }
     }
 

@@ -327,7 +327,7 @@ impl Controller {
         kind: &str,
     ) -> Result<OperationId, Error> {
         match kind {
-            "delete" | "expire" => {
+            "delete" => {
                 record.desired = InstanceDesired::Deleted;
                 record.status = AppStatus::Deleting;
                 record.failure = None;
@@ -350,7 +350,12 @@ impl Controller {
         Ok(operation.id)
     }
 
-    fn new_operation(&self, kind: &str, target: &str, object: &str) -> Result<NewOperation, Error> {
+    pub(super) fn new_operation(
+        &self,
+        kind: &str,
+        target: &str,
+        object: &str,
+    ) -> Result<NewOperation, Error> {
         Ok(NewOperation {
             id: self.new_operation_id()?,
             kind: kind.into(),

@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use api::app::AppStatus;
+use api::operation::{OperationEvent, StepState};
 use api::sandbox::{DEFAULT_TTL_S, MAX_TTL_S, Sandbox, SandboxRequest};
 use api::{InstanceName, OperationId};
 use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 
 use super::Controller;
 use super::requests::check_limits;
 use crate::error::Error;
 use crate::instance::{InstanceDesired, InstanceRecord, InstanceSpec, Workload};
+use crate::store::NewOperation;
 
 /// What a sandbox is made of when nothing is said.
 const DEFAULT_IMAGE: &str = "debian";
@@ -82,18 +85,20 @@ impl Controller {
     /// Lets a sandbox live so long from now on.
     pub async fn extend_sandbox(&self, name: &str, ttl_s: u64) -> Result<Sandbox, Error> {
         let mut record = self.sandbox_record(name).await?;
-        if record.desired == InstanceDesired::Deleted {
-            return Err(Error::WrongState {
-                name: record.name,
-                state: record.status.as_str(),
-                hint: "it is on its way out; make another one: proximity sandbox create".into(),
-            });
-        }
         let now = self.ports().entropy.now();
         let expires_at = ends_at(now, ttl_s)?;
-        let store = &self.ports().store;
-        if !store.set_expiry(&record.id, expires_at).await? {
-            return Err(unknown(name));
+        // The store decides, not the record read above: its end may have begun since.
+        if !self
+            .ports()
+            .store
+            .set_expiry(&record.id, expires_at)
+            .await?
+        {
+            return Err(Error::WrongState {
+                name: record.name,
+                state: AppStatus::Deleting.as_str(),
+                hint: "it is on its way out; make another one: proximity sandbox create".into(),
+            });
         }
         record.expires_at = Some(expires_at);
         // Its worker may sleep until the old time.
@@ -105,6 +110,56 @@ impl Controller {
     pub async fn kill_sandbox(&self, name: &str) -> Result<OperationId, Error> {
         let record = self.sandbox_record(name).await?;
         self.change(record, "delete").await
+    }
+
+    /// Begins the end of an instance whose time was over when `record` was read. One that was given more time
+    /// since lives on.
+    pub(super) async fn expire(&self, mut record: InstanceRecord) -> Result<(), Error> {
+        record.desired = InstanceDesired::Deleted;
+        record.status = AppStatus::Deleting;
+        record.failure = None;
+        let operation = self.new_operation("expire", record.name.as_str(), record.id.as_str())?;
+        if self.ports().store.begin_expiry(&record, &operation).await? {
+            tracing::info!(instance.name = %record.name, "its time is over");
+            self.inner.feed.announce();
+        }
+        Ok(())
+    }
+
+    /// Publishes once for each end that it is near, as an operation that is over as it begins.
+    pub(super) async fn warn_of_end(&self, record: &InstanceRecord) -> Result<(), Error> {
+        let now = self.ports().entropy.now();
+        let Some(end) = record.expires_at else {
+            return Ok(());
+        };
+        let due = record.warned_at().is_some_and(|at| at <= now);
+        if !due || record.desired == InstanceDesired::Deleted {
+            return Ok(());
+        }
+        // The id follows from sandbox and end: whoever writes it a second time finds it there.
+        let about = Sha256::digest(format!("warn {} {end}", record.id));
+        let mut id = [0; 8];
+        id.iter_mut().zip(about).for_each(|(to, from)| *to = from);
+        let operation = NewOperation {
+            id: OperationId::from_bytes(id),
+            ..self.new_operation("warn", record.name.as_str(), record.id.as_str())?
+        };
+        let event = OperationEvent {
+            seq: 1,
+            time: now.to_string(),
+            step: "expiry".into(),
+            state: StepState::Done,
+            message: format!(
+                "it ends at {end}; more time: proximity sandbox extend {}",
+                record.name
+            ),
+            elapsed_ms: None,
+        };
+        if self.ports().store.note(&operation, &event).await? {
+            tracing::info!(instance.name = %record.name, "{}", event.message);
+            self.inner.feed.announce();
+        }
+        Ok(())
     }
 
     async fn sandbox_record(&self, name: &str) -> Result<InstanceRecord, Error> {

@@ -5,13 +5,14 @@
 pub mod plan;
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use api::app::{App, AppStatus, Failure, Limits};
 use api::sandbox::Sandbox;
 use api::{
     HostName, ImageDigest, ImageName, InstanceId, InstanceName, MacAddr, RecipeId, ZoneName,
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use wire::gateway::{Readiness, ReservedHost, Route};
 
@@ -19,6 +20,9 @@ use crate::catalog::GuestFile;
 use crate::image::ImageSpec;
 use crate::ports::{ChannelTarget, GuestSpec, Nic};
 use crate::zone::{ZoneRecord, ZoneSpec};
+
+/// How long before its end a sandbox is warned of it, unless a tenth of its life is less.
+const WARNED_AHEAD: SignedDuration = SignedDuration::from_secs(60);
 
 /// What is wanted of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,6 +170,22 @@ impl InstanceRecord {
         }
     }
 
+    /// When it is warned of its end.
+    pub fn warned_at(&self) -> Option<Timestamp> {
+        let end = self.expires_at?;
+        let life = end.duration_since(self.created_at);
+        let ahead = (life / 10).clamp(SignedDuration::ZERO, WARNED_AHEAD);
+        end.checked_sub(ahead).ok()
+    }
+
+    /// How long until its worker has to look at it: at the warning, then at the end.
+    pub fn next_look(&self, now: Timestamp) -> Option<Duration> {
+        let moments = [self.warned_at(), self.expires_at];
+        let next = moments.into_iter().flatten().find(|at| *at > now);
+        let left = next.or(self.expires_at)?.duration_since(now);
+        Some(Duration::try_from(left).unwrap_or_default())
+    }
+
     /// Whether its time is over.
     pub fn has_expired(&self, now: Timestamp) -> bool {
         self.expires_at.is_some_and(|at| at <= now)
@@ -214,6 +234,12 @@ impl InstanceRecord {
                 .expires_at
                 .and_then(|t| u64::try_from(t.duration_since(now).as_secs()).ok())
                 .unwrap_or_default(),
+            // Rounded up: 0 means that the warning is due.
+            warned_in_s: self
+                .warned_at()
+                .and_then(|t| u64::try_from(t.duration_since(now).as_millis()).ok())
+                .map(|ms| ms.div_ceil(1000))
+                .unwrap_or_default(),
         })
     }
 
@@ -236,5 +262,34 @@ impl InstanceRecord {
             limits: self.spec.limits,
             created_at: self.created_at.to_string(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_life_is_warned_of_later() {
+        let created_at = Timestamp::from_second(1_700_000_000).unwrap();
+        let check = |life_s: i64, now_s: i64, look_s: Option<u64>, warned_in_s: u64| {
+            let at = |s| created_at + SignedDuration::from_secs(s);
+            let image = "debian".parse().unwrap();
+            let mut record = crate::fake::instance_record("box");
+            record.spec.workload = Workload::Sandbox { image };
+            record.created_at = created_at;
+            record.expires_at = (life_s > 0).then(|| at(life_s));
+            let look = record.next_look(at(now_s));
+            assert_eq!(look, look_s.map(Duration::from_secs), "{life_s} {now_s}");
+            let shown = record.sandbox(at(now_s)).unwrap();
+            assert_eq!(shown.warned_in_s, warned_in_s, "{life_s} {now_s}");
+        };
+        check(3600, 0, Some(3540), 3540);
+        check(3600, 3539, Some(1), 1);
+        check(3600, 3540, Some(60), 0);
+        check(3600, 3700, Some(0), 0);
+        check(100, 0, Some(90), 90);
+        check(100, 90, Some(10), 0);
+        check(0, 0, None, 0);
     }
 }

@@ -18,7 +18,7 @@ use wire::gateway::ZoneNetwork;
 
 use crate::catalog::GuestFile;
 use crate::config::host_address;
-use crate::image::{ImageFile, ImageSpec};
+use crate::image::{ImageFile, ImageSpec, Init};
 use crate::ports::{ChannelTarget, GuestSpec, Nic, NodeNetworkSpec};
 
 /// What a zone should be.
@@ -271,6 +271,7 @@ pub fn appliance_image() -> ImageSpec {
             // Root may log in, but has no password until `proximity appliance password` sets one.
             file("/etc/cockpit/disallowed-users", ""),
         ],
+        init: Init::Systemd,
         enable: words(&[
             "caddy.service",
             "cockpit.socket",

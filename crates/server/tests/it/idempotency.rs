@@ -129,6 +129,40 @@ async fn a_call_that_was_broken_off_is_answered_and_not_run_again() {
 }
 
 #[tokio::test]
+async fn of_an_answer_that_is_too_large_its_end_is_kept() {
+    let served = Served::with_app("web").await;
+    let exec = |length: usize, key: &str| {
+        // The node of tests answers with what it was told to run; such a character has six bytes in JSON.
+        let call = served.exec("web", &json!({"argv": ["echo", "\u{1}".repeat(length)]}));
+        call.header("idempotency-key", key)
+    };
+    for (length, kept) in [(1000, true), (180_000, false)] {
+        let key = format!("k{length}");
+        let first = served.ok(exec(length, &key)).await;
+        assert_eq!(first["exit_code"], 0);
+        assert_eq!(first["stdout"].as_str().unwrap().len(), length + 5);
+        if kept {
+            assert_eq!(served.ok(exec(length, &key)).await, first);
+            continue;
+        }
+        for _ in 0..2 {
+            let again = served.problem(exec(length, &key)).await;
+            assert_eq!((again.0, again.1.as_str()), (410, "result_not_kept"));
+            assert!(again.2.contains("new key"), "{}", again.2);
+        }
+        let again = exec(length, &key).send().await.unwrap();
+        assert_eq!(again.headers()["idempotency-replayed"], "true");
+        let problem: Value = again.json().await.unwrap();
+        let detail = problem["detail"].as_str().unwrap();
+        for part in ["answered with 200", "exit code 0", "too large"] {
+            assert!(detail.contains(part), "{detail}");
+        }
+    }
+    let calls = served.node.calls.lock().unwrap().clone();
+    assert_eq!(calls.iter().filter(|c| c.starts_with("exec")).count(), 2);
+}
+
+#[tokio::test]
 async fn streams_take_no_key() {
     let served = Served::with_app("web").await;
     let lines = served

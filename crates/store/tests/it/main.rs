@@ -164,6 +164,46 @@ async fn a_taken_name_and_a_second_operation_change_nothing() {
     assert_eq!((kept.status, kept.published), (AppStatus::Deleting, true));
 }
 
+/// Whoever was told that a sandbox lives longer is right, whatever its worker read before.
+#[tokio::test]
+async fn an_end_that_was_moved_does_not_come_and_one_that_has_begun_is_not_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = with_zone(&dir).await;
+    let range = fake::zone_spec().dhcp_range();
+    let mut record = fake::instance_record("box");
+    record.expires_at = Some(now());
+    let deploy = op(2, "deploy", record.id.as_str());
+    let record = store.begin_deploy(&record, range, &deploy).await.unwrap();
+    let mut over = record.clone();
+    over.desired = InstanceDesired::Deleted;
+    over.status = AppStatus::Deleting;
+
+    let later = now() + SignedDuration::from_secs(60);
+    assert!(store.set_expiry(&record.id, later).await.unwrap());
+    let expire = op(3, "expire", record.id.as_str());
+    assert!(!store.begin_expiry(&over, &expire).await.unwrap());
+    let kept = store.instance(&record.id).await.unwrap().unwrap();
+    assert_eq!(
+        (kept.desired, kept.expires_at),
+        (record.desired, Some(later))
+    );
+    let deploy = store.operation(&deploy.id, 0).await.unwrap().unwrap();
+    assert_eq!(deploy.status, OperationStatus::Running);
+    assert!(store.operation(&expire.id, 0).await.unwrap().is_none());
+
+    over.expires_at = Some(later);
+    assert!(store.begin_expiry(&over, &expire).await.unwrap());
+    let kept = store.instance(&record.id).await.unwrap().unwrap();
+    assert_eq!(
+        (kept.desired, kept.status),
+        (InstanceDesired::Deleted, AppStatus::Deleting)
+    );
+    let much_later = later + SignedDuration::from_secs(60);
+    assert!(!store.set_expiry(&record.id, much_later).await.unwrap());
+    let again = op(4, "expire", record.id.as_str());
+    assert!(!store.begin_expiry(&over, &again).await.unwrap());
+}
+
 #[tokio::test]
 async fn addresses_rest_and_the_pool_ends() {
     let dir = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@
 
 mod container;
 mod e2e;
+mod flood;
 mod lifetime;
 mod network;
 

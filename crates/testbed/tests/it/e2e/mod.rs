@@ -24,6 +24,7 @@ mod half_done;
 mod identity;
 mod isolation;
 mod many;
+mod openrc;
 mod power;
 mod processes;
 mod programs;
@@ -33,6 +34,9 @@ mod session;
 mod terminal;
 mod up;
 mod wan;
+
+/// The static agent that goes into guests.
+pub use programs::agent as agent_binary;
 
 use std::thread;
 use std::time::{Duration, Instant};

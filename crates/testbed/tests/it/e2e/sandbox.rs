@@ -1,5 +1,6 @@
 //! Sandboxes from their creation to their end, which comes by a person or by their time.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -135,6 +136,12 @@ fn the_api_makes_extends_and_deletes_and_time_ends() {
         "0\n"
     );
 
+    // Whoever works in one is told before its time is over, and what it runs ends with it.
+    let words = ["sandbox", "run", "--ttl", "10s", "--", "sleep", "600"];
+    let mut run = controller.proximity(words);
+    run.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let run = run.spawn().unwrap();
+
     let request = json!({
         "name": "roomy", "image": "debian", "zone": "default", "ttl_s": 600,
         "limits": { "cpu_millis": 500, "memory_mb": 300, "pids": 99, "disk_gb": 1 },
@@ -203,6 +210,18 @@ fn the_api_makes_extends_and_deletes_and_time_ends() {
         lived >= SHORTEST && late < Duration::from_secs(5),
         "{lived:?}"
     );
+    let ran = run.wait_with_output().unwrap();
+    let said = String::from_utf8(ran.stderr).unwrap();
+    let warnings = said.lines().filter(|line| line.contains(" ends in "));
+    assert_eq!(warnings.count(), 1, "{said}");
+    assert_ne!(ran.status.code(), Some(0), "{said}");
+    let operations = controller.json(["operation", "list"]);
+    let warned = operations.as_array().unwrap().iter();
+    let of_brief = warned.filter(|o| o["kind"] == "warn" && o["target"] == "brief");
+    assert_eq!(of_brief.count(), 1, "{operations}");
+    eventually("all are gone", || {
+        controller.api("GET", "/sandboxes", None).1 == json!([])
+    });
     let now = Facts::of_zone(&controller).without("/operations");
     before.assert_same(&now, "sandboxes that ended");
 }

@@ -1,7 +1,7 @@
 //! Commands in a sandbox and in an app, by every door: the command line with pipes and with a terminal,
 //! the API with one answer and with a stream of events.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -135,6 +135,34 @@ fn bytes_and_ends_are_the_same_by_every_door() {
         r#"id -un; pwd; echo "$WORD""#,
     ];
     assert_eq!(controller.ok(asked), "www-data\n/srv\na b=c\n");
+    // Of the guest's 256 processes a command may have what the guest itself leaves.
+    for guest in ["web", "lab"] {
+        let hundred = "for i in $(seq 100); do sleep 60 & done; jobs -r | wc -l; kill $(jobs -p)";
+        let counted = controller.exec(guest, ["bash", "-c", hundred]);
+        assert_eq!(counted.trim(), "100", "{guest}");
+    }
+    a_bomb_of_processes_ends_at_the_guests_limit(&controller);
+}
+
+fn a_bomb_of_processes_ends_at_the_guests_limit(controller: &Controller) {
+    let bomb = mark("bomb");
+    // Each that is made makes others, until none can be made, and ends after a while.
+    let script = "1 while defined fork; sleep 10";
+    let request = json!({ "argv": ["perl", "-e", script, &bomb] });
+    let call = controller.call("POST", "/instances/web/exec", "", Some(&request));
+    let count = || in_guests(controller, &bomb).len();
+    // The agent answers all the while: that there is no room for another command.
+    eventually("the guest is full", || {
+        let (_, answer) = run(controller, "web", &json!({ "argv": ["true"] }));
+        answer["code"] == "nothing_ran"
+    });
+    let full = count();
+    assert!((150..=256).contains(&full), "{full} processes");
+    let mut answer = String::new();
+    call.unwrap().read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(r#""exit_code":0"#), "{answer}");
+    eventually("the bomb is gone", || count() == 0);
+    assert_eq!(controller.exec("web", ["echo", "well"]), "well\n");
 }
 
 #[test]

@@ -1,0 +1,85 @@
+//! An app whose process 1 is OpenRC: its supervise-daemon keeps the agent alive, and the guest stops in order.
+
+use std::time::{Duration, Instant};
+
+use super::controller::Controller;
+use super::eventually;
+
+/// What process 1 gets to end its services before it is killed.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Prints of the agent that started this: its pid, how it was called, whose child it is, how many files it
+/// and the command may have open.
+const AGENT: &str = r#"
+    echo $PPID
+    tr '\0' ' ' < /proc/$PPID/cmdline; echo
+    cat /proc/$(sed -n 's/^PPid:\t//p' /proc/$PPID/status)/comm
+    sed -n 's/^Max open files *//p' /proc/$PPID/limits | tr -s ' '
+    ulimit -n
+"#;
+
+/// The agent's pid, if it answers: while it is being started again there is nobody to ask.
+fn agent(controller: &Controller) -> Option<String> {
+    let ran = controller.run(["exec", "web", "--timeout", "10s", "--", "sh", "-c", AGENT]);
+    if ran.code != 0 {
+        return None;
+    }
+    let text = ran.text();
+    let lines: Vec<&str> = text.lines().collect();
+    let [pid, called, parent, files, own_files] = lines[..] else {
+        panic!("{text}");
+    };
+    assert_eq!(called.trim(), "/usr/lib/proximity/proximity-agent serve");
+    assert_eq!(parent, "supervise-daemo", "the first fifteen letters");
+    assert_eq!((files.trim(), own_files), ("16384 16384 files", "16384"));
+    Some(pid.to_owned())
+}
+
+#[test]
+fn openrc_keeps_the_agent_and_stops_the_guest_in_order() {
+    let controller = Controller::up();
+    let page = controller.write_etc("page", "made of OpenRC\n");
+    let set = format!("index_html={page}");
+    let words = ["app", "deploy", "nginx-openrc", "web", "--set-file", &set];
+    let app = controller.json(words);
+    let served = || controller.page("web.prox.local");
+    assert_eq!(served(), (200, "made of OpenRC\n".to_owned()));
+    let init = controller.exec("web", ["readlink", "/sbin/init"]);
+    assert_eq!(init, "openrc-init\n");
+    let status = controller.exec("web", ["rc-status", "--nocolor", "default"]);
+    for service in ["nginx", "proximity-agent", "proximity-network"] {
+        let line = status.lines().find(|line| line.contains(service));
+        assert!(
+            line.is_some_and(|line| line.contains("started")),
+            "{status}"
+        );
+    }
+
+    // What a command leaves running on purpose is not the agent's to end, nor its supervisor's.
+    let leave = "setsid sleep 1000 > /dev/null 2>&1 < /dev/null & echo $!";
+    let left = controller.exec("web", ["sh", "-c", leave]);
+    let first = agent(&controller).unwrap();
+    for signal in ["KILL", "TERM"] {
+        let before = agent(&controller).unwrap();
+        controller.inside(&app, &format!("kill -{signal} {before}"));
+        eventually("another agent answers", || {
+            agent(&controller).is_some_and(|pid| pid != before)
+        });
+    }
+    assert_ne!(agent(&controller).unwrap(), first);
+    controller.exec("web", ["sh", "-c", "kill $0", left.trim()]);
+
+    let began = Instant::now();
+    controller.ok(["app", "stop", "web"]);
+    assert!(
+        began.elapsed() < GRACE,
+        "it halted by itself, after {:?}",
+        began.elapsed()
+    );
+    controller.ok(["app", "start", "web"]);
+    assert_eq!(served(), (200, "made of OpenRC\n".to_owned()));
+    agent(&controller).unwrap();
+    assert_eq!(controller.app("web")["ip"], app["ip"]);
+    controller.ok(["app", "restart", "web"]);
+    agent(&controller).unwrap();
+}
