@@ -31,9 +31,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use wire::agent::Written;
 
-use super::digest::Digest;
 use super::rights::run_as;
-use super::{DISK_DEADLINE, FileError, GuestPath, IDLE, PIECE_BYTES, QUEUE, Transfers};
+use super::{DISK_DEADLINE, FileError, GuestPath, IDLE, PIECE_BYTES, QUEUE, Transfers, digest_of};
 
 /// Frames of the body below this size are gathered, in bytes.
 const GATHER_BYTES: usize = 128 << 10;
@@ -58,7 +57,7 @@ pub struct Asked {
 enum Piece {
     Bytes(Bytes),
     /// All bytes came; this is their digest as the sender says, if it has to be compared.
-    End(Option<Digest>),
+    End(Option<super::Sha256>),
 }
 
 /// `PUT /files`
@@ -101,7 +100,7 @@ async fn receive(
         Some("none") => false,
         Some(_) => return Err(FileError::Query("digest may be `none` only".into())),
     };
-    let said = Digest::of_headers(headers)?;
+    let said = digest_of(headers)?;
     let (opened, is_open) = oneshot::channel();
     let (done, is_done) = oneshot::channel();
     let (pieces, queue) = mpsc::channel(QUEUE);
@@ -160,7 +159,7 @@ impl Feed<'_> {
     async fn run(
         mut self,
         body: &mut Body,
-        mut said: Option<Digest>,
+        mut said: Option<super::Sha256>,
         wants_digest: bool,
     ) -> Result<(), FileError> {
         let path = || self.path.as_str().to_owned();
@@ -180,7 +179,7 @@ impl Feed<'_> {
                 Ok(bytes) => self.bytes(bytes).await?,
                 Err(frame) => {
                     let trailers = frame.into_trailers().unwrap_or_default();
-                    said = Digest::of_headers(&trailers)?.or(said);
+                    said = digest_of(&trailers)?.or(said);
                     true
                 }
             };
@@ -277,17 +276,17 @@ impl Writer {
                 None => return Err(self.broken()),
             }
         };
-        let found = Digest(hash.finalize().into());
+        let found: super::Sha256 = hash.finalize().into();
         if let Some(said) = said.filter(|said| *said != found) {
             return Err(FileError::DigestMismatch {
                 path: self.path.as_str().to_owned(),
-                found: found.hex(),
-                said: said.hex(),
+                found: hex::encode(found),
+                said: hex::encode(said),
             });
         }
         let replaced = temporary.put_in_place(&self.path, self.mode)?;
         drop(self.permit);
-        let sha256 = found.hex();
+        let sha256 = hex::encode(found);
         Ok((replaced, Written { size_bytes, sha256 }))
     }
 
