@@ -76,7 +76,14 @@ mod tests {
         check(&[&format!("sha-512=:AA==:, {ours}")], Ok(Some(digest)));
         check(&["sha-512=:AA==:", &ours], Ok(Some(digest)));
         let cut = &ours[..ours.len() - 1];
-        for bad in ["", "sha-512=:AA==:", "sha-256=:AA==:", "sha-256=:*:", "sha-256=x", cut] {
+        for bad in [
+            "",
+            "sha-512=:AA==:",
+            "sha-256=:AA==:",
+            "sha-256=:*:",
+            "sha-256=x",
+            cut,
+        ] {
             check(&[bad], Err(UnreadableDigest));
         }
         check(&[&ours, &other], Err(UnreadableDigest));

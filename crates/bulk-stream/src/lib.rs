@@ -211,3 +211,103 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Filled<S> {
         self.stream.is_write_vectored()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+    use std::task::Waker;
+
+    /// Gives what it is told to, in these pieces.
+    struct Script(VecDeque<Poll<io::Result<Vec<u8>>>>);
+
+    impl AsyncRead for Script {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            to: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let Some(next) = self.0.pop_front() else {
+                return Poll::Ready(Ok(()));
+            };
+            let bytes = ready!(next)?;
+            let (now, later) = bytes.split_at(bytes.len().min(to.remaining()));
+            to.put_slice(now);
+            if !later.is_empty() {
+                self.0.push_front(Poll::Ready(Ok(later.to_vec())));
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn bytes(length: usize) -> Poll<io::Result<Vec<u8>>> {
+        Poll::Ready(Ok(pattern(length)))
+    }
+
+    fn pattern(length: usize) -> Vec<u8> {
+        (0..length).map(|n| (n % 253) as u8).collect()
+    }
+
+    fn read(from: &mut (impl AsyncRead + Unpin), most: usize) -> Poll<io::Result<Vec<u8>>> {
+        let mut space = vec![0; most];
+        let mut to = ReadBuf::new(&mut space);
+        let mut context = Context::from_waker(Waker::noop());
+        ready!(Pin::new(from).poll_read(&mut context, &mut to))?;
+        Poll::Ready(Ok(to.filled().to_vec()))
+    }
+
+    fn length(polled: Poll<io::Result<Vec<u8>>>) -> Option<usize> {
+        match polled {
+            Poll::Ready(read) => Some(read.unwrap().len()),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn small_reads_of_much_are_one_large_read_and_silence_keeps_no_buffer() {
+        let script = [bytes(100), bytes(1 << 20), Poll::Pending, bytes(7)];
+        let mut ahead = ReadAhead::new(Script(script.into()));
+        assert_eq!(length(read(&mut ahead, 4096)), Some(100));
+        assert_eq!(ahead.buffer.capacity(), 0, "little is read as it was");
+        let mut taken = Vec::new();
+        while taken.len() < 1 << 20 {
+            let Poll::Ready(Ok(piece)) = read(&mut ahead, 4096) else {
+                panic!("it is all there");
+            };
+            assert!(!piece.is_empty());
+            taken.extend(piece);
+            assert!(ahead.buffer.capacity() <= PIECE_BYTES);
+        }
+        assert!(taken == pattern(1 << 20));
+        assert_eq!(length(read(&mut ahead, 4096)), None);
+        assert_eq!(ahead.buffer.capacity(), 0);
+        assert_eq!(length(read(&mut ahead, 4096)), Some(7));
+        assert_eq!(length(read(&mut ahead, 4096)), Some(0), "the end");
+    }
+
+    #[test]
+    fn a_read_takes_what_is_there_and_an_end_or_an_error_comes_after_it() {
+        let records = || [bytes(10), bytes(20), bytes(30)];
+        let mut stream = Filled::new(Script(records().into()));
+        assert_eq!(length(read(&mut stream, 25)), Some(25));
+        assert_eq!(length(read(&mut stream, 100)), Some(35));
+        assert_eq!(length(read(&mut stream, 100)), Some(0));
+
+        let script = [bytes(10), Poll::Pending, bytes(20)];
+        let mut stream = Filled::new(Script(script.into()));
+        assert_eq!(
+            length(read(&mut stream, 100)),
+            Some(10),
+            "it waits for nothing"
+        );
+        assert_eq!(length(read(&mut stream, 100)), Some(20));
+
+        let cut = Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        let mut stream = Filled::new(Script([bytes(10), cut].into()));
+        assert_eq!(length(read(&mut stream, 100)), Some(10));
+        let Poll::Ready(Err(error)) = read(&mut stream, 100) else {
+            panic!("a cut is no end");
+        };
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

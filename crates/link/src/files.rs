@@ -123,8 +123,8 @@ impl Link {
         if status != expected {
             return Err(garbage(format!("status {status} for a part of a file")));
         }
-        let facts = Facts::of(&answer)
-            .ok_or_else(|| garbage("a file without size and mode".into()))?;
+        let facts =
+            Facts::of(&answer).ok_or_else(|| garbage("a file without size and mode".into()))?;
         let rest_bytes = match facts.size_bytes {
             0 => None,
             size => Some(size.saturating_sub(offset)),
@@ -278,7 +278,10 @@ impl Reading {
     }
 
     fn end(self) -> io::Result<(FilePart, Option<Self>)> {
-        if self.expected_bytes.is_some_and(|all| all != self.taken_bytes) {
+        if self
+            .expected_bytes
+            .is_some_and(|all| all != self.taken_bytes)
+        {
             return Err(bad("it sent less than the file has"));
         }
         let digest = self

@@ -43,7 +43,10 @@ const TABLE: &[(&str, May)] = &[
     ("audit", May::Use(&[])),
     ("process-tree", May::Use(&[])),
     ("bulk-stream", May::Use(&[])),
-    ("agent", May::Use(&["api", "wire", "process-tree", "bulk-stream"])),
+    (
+        "agent",
+        May::Use(&["api", "wire", "process-tree", "bulk-stream"]),
+    ),
     ("link", May::Use(&["api", "wire", "bulk-stream"])),
     ("ssh", May::Use(&["audit"])),
     ("pve", May::Use(&[])),

@@ -45,7 +45,7 @@ const IDLE: Duration = Duration::from_secs(120);
 const HEADER_MAX_BYTES: usize = 16 << 10;
 const HEADERS_MAX: usize = 64;
 /// What is buffered of a request's body at a time.
-const BUFFER_MAX_BYTES: usize = 256 << 10;
+const BUFFER_MAX_BYTES: usize = 128 << 10;
 /// Pause after a connection could not be accepted, mostly for lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -85,6 +85,9 @@ pub fn tune(stream: &TcpStream) -> io::Result<()> {
     sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
     sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+    // What is made for long ways (BBR) paces each burst by a timer, which within one machine costs more
+    // than the sending. A kernel that offers no choice keeps its own.
+    let _ = sockopt::set_tcp_congestion(socket, wire::tunnel::CONGESTION);
     Ok(())
 }
 

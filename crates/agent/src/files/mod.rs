@@ -40,7 +40,7 @@ pub use failure::FileError;
 /// Transfers at a time; each has a thread and at most [`QUEUE`] + 2 pieces in memory.
 const TRANSFERS: usize = 64;
 /// How much is read, hashed and passed on at once, in bytes.
-const PIECE_BYTES: usize = 512 << 10;
+const PIECE_BYTES: usize = 256 << 10;
 /// Pieces between a thread and its connection.
 const QUEUE: usize = 3;
 /// A peer that neither sends nor takes a byte for so long has gone.

@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::body::Body;
@@ -114,6 +116,51 @@ async fn put(Query(asked): Query<Asked>, headers: HeaderMap, body: Body) -> Resp
         sha256: hex::encode(Sha256::digest(written)),
     };
     (StatusCode::CREATED, axum::Json(written)).into_response()
+}
+
+/// A file without end, as far as anybody here takes it; counts how much was asked of it.
+fn endless(given: Arc<AtomicUsize>) -> Router {
+    let get = async move || {
+        let piece = Bytes::from(vec![7; 64 << 10]);
+        let frames = stream::repeat_with(move || {
+            given.fetch_add(piece.len(), Ordering::Relaxed);
+            Ok::<_, Infallible>(Frame::data(piece.clone()))
+        });
+        let facts = [
+            ("x-file-mode", "0640".to_owned()),
+            ("x-file-size", u64::MAX.to_string()),
+        ];
+        (facts, Body::new(StreamBody::new(frames))).into_response()
+    };
+    Router::new().route("/files", axum::routing::get(get))
+}
+
+#[tokio::test]
+async fn who_takes_a_download_slowly_holds_it_up() {
+    let given = Arc::new(AtomicUsize::new(0));
+    let lab = Lab::with(endless(given.clone())).await;
+    let mut download = read(&lab, "/endless", 0).await.unwrap();
+    download.parts.next().await.unwrap().unwrap();
+    // It comes to rest, and what was given until then is in the sockets on the way.
+    let mut before = 0;
+    loop {
+        let now = given.load(Ordering::Relaxed);
+        assert!(now < 128 << 20, "{now} bytes are kept somewhere");
+        if now == before {
+            break;
+        }
+        before = now;
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    let mut taken = 0;
+    while taken < before {
+        let part = download.parts.next().await.unwrap().unwrap();
+        let FilePart::Bytes(bytes) = part else {
+            panic!("it has no end");
+        };
+        assert!(bytes.iter().all(|byte| *byte == 7));
+        taken += bytes.len();
+    }
 }
 
 async fn lab() -> Lab {
