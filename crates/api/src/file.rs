@@ -20,16 +20,43 @@ pub fn repr_digest(sha256: &[u8; 32]) -> String {
     format!("sha-256=:{}:", STANDARD.encode(sha256))
 }
 
-/// The SHA-256 among the digests of a `Repr-Digest`; none when there is none or it can't be read.
-pub fn parse_repr_digest(value: &str) -> Option<[u8; 32]> {
-    let ours = value
-        .split(',')
-        .find_map(|member| member.trim().strip_prefix("sha-256=:"))?;
-    STANDARD
-        .decode(ours.strip_suffix(':')?)
-        .ok()?
-        .try_into()
-        .ok()
+/// A path in a guest is at most this long in bytes: what Linux takes, without the NUL at its end.
+pub const PATH_MAX_BYTES: usize = 4095;
+
+/// A `Repr-Digest` that can't be read, holds no SHA-256, or holds two different ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the digest can't be read: write it like Repr-Digest: sha-256=:BASE64:")]
+pub struct UnreadableDigest;
+
+/// The SHA-256 in the values of `Repr-Digest`, which may hold digests of other kinds beside it; none when
+/// there are no values.
+pub fn parse_repr_digest<V: AsRef<[u8]>>(
+    values: impl IntoIterator<Item = V>,
+) -> Result<Option<[u8; 32]>, UnreadableDigest> {
+    let mut values = values.into_iter().peekable();
+    if values.peek().is_none() {
+        return Ok(None);
+    }
+    let mut found = None;
+    for value in values {
+        let text = std::str::from_utf8(value.as_ref()).map_err(|_| UnreadableDigest)?;
+        for member in text.split(',').map(str::trim) {
+            if !member.starts_with("sha-256=") {
+                continue;
+            }
+            let digest = sha256_of(member).ok_or(UnreadableDigest)?;
+            if found.is_some_and(|other| other != digest) {
+                return Err(UnreadableDigest);
+            }
+            found = Some(digest);
+        }
+    }
+    found.map(Some).ok_or(UnreadableDigest)
+}
+
+fn sha256_of(member: &str) -> Option<[u8; 32]> {
+    let text = member.strip_prefix("sha-256=:")?.strip_suffix(':')?;
+    STANDARD.decode(text).ok()?.try_into().ok()
 }
 
 #[cfg(test)]
@@ -37,16 +64,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digests_come_back_and_nothing_else_is_one() {
+    fn digests_are_read_strictly() {
+        let check = |values: &[&str], expect: Result<Option<[u8; 32]>, UnreadableDigest>| {
+            assert_eq!(parse_repr_digest(values), expect, "{values:?}");
+        };
         let digest = [7u8; 32];
-        let text = repr_digest(&digest);
-        assert_eq!(parse_repr_digest(&text), Some(digest));
-        assert_eq!(
-            parse_repr_digest(&format!("md5=:AA==:, {text}")),
-            Some(digest)
-        );
-        for bad in ["", "sha-256=:AAAA:", "sha-256=:*:", &text[..text.len() - 1]] {
-            assert_eq!(parse_repr_digest(bad), None, "{bad:?}");
+        let (ours, other) = (repr_digest(&digest), repr_digest(&[8; 32]));
+        check(&[], Ok(None));
+        check(&[&ours], Ok(Some(digest)));
+        check(&[&ours, &ours], Ok(Some(digest)));
+        check(&[&format!("sha-512=:AA==:, {ours}")], Ok(Some(digest)));
+        check(&["sha-512=:AA==:", &ours], Ok(Some(digest)));
+        let cut = &ours[..ours.len() - 1];
+        for bad in [
+            "",
+            "sha-512=:AA==:",
+            "sha-256=:AA==:",
+            "sha-256=:*:",
+            "sha-256=x",
+            cut,
+        ] {
+            check(&[bad], Err(UnreadableDigest));
         }
+        check(&[&ours, &other], Err(UnreadableDigest));
+        check(&[&ours, "sha-256=:AA==:"], Err(UnreadableDigest));
+        assert_eq!(parse_repr_digest([[0xff]]), Err(UnreadableDigest));
     }
 }

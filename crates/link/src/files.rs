@@ -1,8 +1,9 @@
 //! Files of a guest, in and out, as streams with a SHA-256 at their end (RFC 9530, `Repr-Digest`).
 //!
-//! Nothing is kept in memory but the part that is on its way. Neither direction trusts the other: a
-//! download without a fitting digest is an error after its last byte, an upload is compared with what
-//! the agent says it wrote.
+//! Nothing is kept in memory but the part that is on its way, and nothing is hashed: who reads the file
+//! and who writes it do that, and the receiver compares. What passes here is counted: a download of
+//! another length than was said, or without a digest, is an error after its last byte; an upload is
+//! compared with what the agent says it wrote.
 
 use std::io;
 use std::pin::Pin;
@@ -10,17 +11,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use api::file::{DIGEST_HEADER, MODE_HEADER, SIZE_HEADER, parse_repr_digest, repr_digest};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{BoxStream, try_unfold};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep, timeout};
 use wire::agent::Scope;
 
@@ -41,9 +40,8 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(120);
 /// The whole upload, so that no peer holds one for ever.
 const UPLOAD_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 const ANSWER_MAX_BYTES: usize = 64 << 10;
-const GROWTH_MAX_BYTES: u64 = 16 << 20;
-const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
-const FILE_MODE: HeaderName = HeaderName::from_static("x-file-mode");
+/// Files of the kernel say that they have no bytes; so many are taken of them.
+const UNSAID_MAX_BYTES: u64 = 16 << 20;
 
 /// A piece of a file on its way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +61,8 @@ pub struct Download {
     pub size_bytes: u64,
     /// Its permissions.
     pub mode: u32,
-    /// Its content from the offset asked for. The digest at the end is that of these bytes, and was
-    /// compared with the agent's.
+    /// Its content from the offset asked for. The digest at the end is what the agent says of these
+    /// bytes; whoever takes them compares.
     pub parts: FileParts,
 }
 
@@ -72,8 +70,9 @@ pub struct Download {
 pub struct Upload {
     /// Permissions; those of the file that is replaced, else 0644, when left out.
     pub mode: Option<u32>,
-    /// Its content. A digest in it is compared with the bytes before it; a stream that ends without
-    /// one broke off, and nothing is written. How long it may pause is its maker's business.
+    /// Its content. The agent compares the digest in it with the bytes before it; a stream that ends
+    /// without one broke off. In both cases nothing is written. How long it may pause is its maker's
+    /// business.
     pub parts: FileParts,
 }
 
@@ -97,11 +96,6 @@ impl Link {
     ) -> Result<Download, LinkError> {
         let to = Destination::agent(peer);
         let path = files_path(path, user, None);
-        let head = Call::new(Method::HEAD, &path, HEAD_DEADLINE).scope(Scope::Files);
-        let head = self.call(&to, head).await?;
-        // A refused HEAD has no body that says why; the GET has.
-        let facts = Facts::of(&head);
-        drop_body(head).await;
         // Servers send trailers, and so the digest, only to those who say that they read them.
         let mut call = Call::new(Method::GET, &path, HEAD_DEADLINE)
             .scope(Scope::Files)
@@ -129,11 +123,16 @@ impl Link {
         if status != expected {
             return Err(garbage(format!("status {status} for a part of a file")));
         }
-        let facts = facts.ok_or_else(|| garbage("a file without size and mode".into()))?;
+        let facts =
+            Facts::of(&answer).ok_or_else(|| garbage("a file without size and mode".into()))?;
+        let rest_bytes = match facts.size_bytes {
+            0 => None,
+            size => Some(size.saturating_sub(offset)),
+        };
         Ok(Download {
             size_bytes: facts.size_bytes,
             mode: facts.mode,
-            parts: parts(answer, facts.size_bytes.saturating_sub(offset)),
+            parts: parts(answer, rest_bytes),
         })
     }
 
@@ -150,7 +149,6 @@ impl Link {
         let progress = Arc::new(Mutex::new(Progress::new()));
         let body = UploadBody {
             parts: upload.parts,
-            hash: Sha256::new(),
             progress: progress.clone(),
         };
         let call = Call::new(
@@ -217,45 +215,33 @@ struct Facts {
 impl Facts {
     fn of(answer: &Answer) -> Option<Self> {
         let headers = answer.response.headers();
-        let text = |name: &HeaderName| headers.get(name)?.to_str().ok();
+        let text = |name| headers.get(name)?.to_str().ok();
         Some(Self {
-            size_bytes: text(&header::CONTENT_LENGTH)?.parse().ok()?,
-            mode: u32::from_str_radix(text(&FILE_MODE)?, 8).ok()? & 0o7777,
+            size_bytes: text(SIZE_HEADER)?.parse().ok()?,
+            mode: u32::from_str_radix(text(MODE_HEADER)?, 8).ok()? & 0o7777,
         })
-    }
-}
-
-/// An answer to HEAD has no body, so its connection is free at once.
-async fn drop_body(answer: Answer) {
-    let mut body = answer.response.into_body();
-    if let Ok(None) = timeout(STALL, body.frame()).await.map_err(|_| ()) {
-        answer.lease.give_back();
     }
 }
 
 struct Reading {
     body: Incoming,
     lease: Lease,
-    hash: Sha256,
     /// From header or trailer.
-    promised: Option<[u8; 32]>,
+    digest: Option<[u8; 32]>,
     taken_bytes: u64,
-    most_bytes: u64,
+    /// How many there should be; not known of files of the kernel.
+    expected_bytes: Option<u64>,
     waited: Duration,
 }
 
-fn parts(answer: Answer, expected_bytes: u64) -> FileParts {
-    let promised = digest(answer.response.headers());
+fn parts(answer: Answer, expected_bytes: Option<u64>) -> FileParts {
+    let digest = digest(answer.response.headers());
     let reading = Reading {
         body: answer.response.into_body(),
         lease: answer.lease,
-        hash: Sha256::new(),
-        promised,
+        digest,
         taken_bytes: 0,
-        // A file may grow while it is read, but not without end.
-        most_bytes: expected_bytes
-            .saturating_mul(2)
-            .saturating_add(GROWTH_MAX_BYTES),
+        expected_bytes,
         waited: Duration::ZERO,
     };
     try_unfold(Some(reading), |reading| async move {
@@ -275,31 +261,34 @@ impl Reading {
                     Ok(bytes) if bytes.is_empty() => {}
                     Ok(bytes) => {
                         self.taken_bytes += bytes.len() as u64;
-                        if self.taken_bytes > self.most_bytes {
+                        if self.taken_bytes > self.expected_bytes.unwrap_or(UNSAID_MAX_BYTES) {
                             return Err(bad("it sends more than the file has"));
                         }
-                        self.hash.update(&bytes);
                         return Ok((FilePart::Bytes(bytes), Some(self)));
                     }
                     Err(frame) => {
                         if let Ok(trailers) = frame.into_trailers() {
-                            self.promised = self.promised.or_else(|| digest(&trailers));
+                            self.digest = self.digest.or_else(|| digest(&trailers));
                         }
                     }
                 },
-                None => {
-                    let sha256: [u8; 32] = self.hash.finalize().into();
-                    return match self.promised {
-                        Some(promised) if promised == sha256 => {
-                            self.lease.give_back();
-                            Ok((FilePart::Sha256(sha256), None))
-                        }
-                        Some(_) => Err(bad("the bytes do not have the digest that was sent")),
-                        None => Err(bad("it sent no digest, so the file may be cut off")),
-                    };
-                }
+                None => return self.end(),
             }
         }
+    }
+
+    fn end(self) -> io::Result<(FilePart, Option<Self>)> {
+        if self
+            .expected_bytes
+            .is_some_and(|all| all != self.taken_bytes)
+        {
+            return Err(bad("it sent less than the file has"));
+        }
+        let digest = self
+            .digest
+            .ok_or_else(|| bad("it sent no digest, so the file may be cut off"))?;
+        self.lease.give_back();
+        Ok((FilePart::Sha256(digest), None))
     }
 
     async fn frame(&mut self) -> io::Result<Option<Frame<Bytes>>> {
@@ -371,7 +360,6 @@ async fn stalled(progress: &Mutex<Progress>) -> String {
 
 struct UploadBody {
     parts: FileParts,
-    hash: Sha256,
     progress: Arc<Mutex<Progress>>,
 }
 
@@ -393,17 +381,12 @@ impl http_body::Body for UploadBody {
         progress.waits_for_source = polled.is_pending();
         let reason = match std::task::ready!(polled) {
             Some(Ok(FilePart::Bytes(bytes))) => {
-                this.hash.update(&bytes);
                 progress.sent_bytes += bytes.len() as u64;
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            Some(Ok(FilePart::Sha256(promised))) => {
-                let sha256: [u8; 32] = this.hash.clone().finalize().into();
-                if sha256 == promised {
-                    progress.sha256 = Some(sha256);
-                    return Poll::Ready(Some(Ok(Frame::trailers(trailers(&sha256)))));
-                }
-                "the bytes do not have the digest that was sent".to_owned()
+            Some(Ok(FilePart::Sha256(sha256))) => {
+                progress.sha256 = Some(sha256);
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers(&sha256)))));
             }
             Some(Err(error)) => error.to_string(),
             None => "it ended without a digest".to_owned(),
@@ -415,42 +398,20 @@ impl http_body::Body for UploadBody {
 
 fn trailers(sha256: &[u8; 32]) -> HeaderMap {
     let mut trailers = HeaderMap::new();
-    let text = format!("sha-256=:{}:", STANDARD.encode(sha256));
-    if let Ok(value) = HeaderValue::try_from(text) {
-        trailers.insert(REPR_DIGEST, value);
+    if let Ok(value) = HeaderValue::try_from(repr_digest(sha256)) {
+        trailers.insert(DIGEST_HEADER, value);
     }
     trailers
 }
 
-/// The SHA-256 in `Repr-Digest`, which may hold other digests beside it.
+/// The digest in headers or trailers. One that can't be read vouches for nothing.
 fn digest(headers: &HeaderMap) -> Option<[u8; 32]> {
-    let value = headers.get(REPR_DIGEST)?.to_str().ok()?;
-    value
-        .split(',')
-        .find_map(|item| item.trim().strip_prefix("sha-256=:"))
-        .and_then(|rest| rest.strip_suffix(':'))
-        .and_then(|text| STANDARD.decode(text).ok())
-        .and_then(|bytes| bytes.try_into().ok())
+    parse_repr_digest(headers.get_all(DIGEST_HEADER)).ok()?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn digests_are_read_as_rfc_9530_writes_them() {
-        let sha256: [u8; 32] = Sha256::digest(b"x").into();
-        assert_eq!(digest(&trailers(&sha256)), Some(sha256));
-        let check = |value: &str, expect: Option<[u8; 32]>| {
-            let mut headers = HeaderMap::new();
-            headers.insert(REPR_DIGEST, HeaderValue::from_str(value).unwrap());
-            assert_eq!(digest(&headers), expect, "{value}");
-        };
-        let text = STANDARD.encode(sha256);
-        check(&format!("sha-512=:AAAA:, sha-256=:{text}:"), Some(sha256));
-        check(&format!("sha-256={text}"), None);
-        check("sha-256=:AAAA:", None);
-    }
 
     #[test]
     fn the_query_holds_path_user_and_octal_mode() {

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use api::InstanceId;
 use async_trait::async_trait;
+use bulk_stream::ReadAhead;
 use http::Method;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
@@ -289,7 +290,7 @@ impl Link {
             Some(_) => &self.guests,
             None => &self.relays,
         };
-        let stream = match timeout(to.tls, tls.connect(name, stream)).await {
+        let stream = match timeout(to.tls, tls.connect(name, ReadAhead::new(stream))).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 let wrong_certificate = error
@@ -309,7 +310,7 @@ impl Link {
                 return Err(not_reachable(format!("no TLS with it within {ms} ms")));
             }
         };
-        Connection::over(stream)
+        Connection::over(bulk_stream::of_client(stream))
             .await
             .map_err(|e| not_reachable(describe(&e)))
     }

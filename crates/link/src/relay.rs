@@ -11,7 +11,7 @@ use api::InstanceId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use wire::tunnel::{MAGIC, NONCE_BYTES, OPEN, REFUSED, TOKEN_MAX_BYTES};
+use wire::tunnel::{CONGESTION, MAGIC, NONCE_BYTES, OPEN, REFUSED, TOKEN_MAX_BYTES};
 
 use crate::identity::IdentityError;
 use crate::token::Tokens;
@@ -99,6 +99,8 @@ async fn open(
 async fn tcp(relay: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(relay).await?;
     stream.set_nodelay(true)?;
+    // Within one machine; see the constant. A kernel that offers no choice keeps its own.
+    let _ = rustix::net::sockopt::set_tcp_congestion(&stream, CONGESTION);
     Ok(stream)
 }
 

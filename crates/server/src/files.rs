@@ -172,14 +172,8 @@ pub(crate) async fn write(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(Extension<Told>, Json<Written>), Failed> {
-    let ahead = match headers.get(DIGEST_HEADER) {
-        None => None,
-        Some(value) => {
-            let digest = value.to_str().ok().and_then(parse_repr_digest);
-            let unreadable = || bad("Repr-Digest can't be read".into(), "sha-256=:BASE64:");
-            Some(digest.ok_or_else(unreadable)?)
-        }
-    };
+    let ahead = parse_repr_digest(headers.get_all(DIGEST_HEADER))
+        .map_err(|unreadable| bad(unreadable.to_string(), "sha-256=:BASE64:"))?;
     let upload = FileUpload {
         mode: which.octal_mode()?,
         parts: parts_of(body, ahead),
@@ -220,9 +214,12 @@ fn parts_of(body: Body, ahead: Option<[u8; 32]>) -> FileParts {
                     Ok(bytes) => return Ok(Some((FilePart::Bytes(bytes), (body, ahead, false)))),
                     Err(frame) => {
                         let trailer = frame.into_trailers().unwrap_or_default();
-                        let value = trailer.get(DIGEST_HEADER);
-                        if let Some(d) = value.and_then(|v| parse_repr_digest(v.to_str().ok()?)) {
-                            return Ok(Some((FilePart::Sha256(d), (body, ahead, true))));
+                        let digest = parse_repr_digest(trailer.get_all(DIGEST_HEADER));
+                        let digest = digest.map_err(|unreadable| {
+                            io::Error::new(io::ErrorKind::InvalidData, unreadable)
+                        })?;
+                        if let Some(digest) = digest {
+                            return Ok(Some((FilePart::Sha256(digest), (body, ahead, true))));
                         }
                     }
                 },

@@ -24,3 +24,6 @@ pub const TOKEN_MAX_BYTES: u16 = 2048;
 pub const OPEN: u8 = 0;
 /// The tunnel is refused; a reason follows.
 pub const REFUSED: u8 = 1;
+/// How both hops of a tunnel pace what they send, as the kernel names it. They lie within one machine, where
+/// what is made for long ways (BBR) loses a third to its timers; every Linux has this one.
+pub const CONGESTION: &str = "reno";

@@ -24,6 +24,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
+use bulk_stream::ReadAhead;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -44,7 +45,7 @@ const IDLE: Duration = Duration::from_secs(120);
 const HEADER_MAX_BYTES: usize = 16 << 10;
 const HEADERS_MAX: usize = 64;
 /// What is buffered of a request's body at a time.
-const BUFFER_MAX_BYTES: usize = 64 << 10;
+const BUFFER_MAX_BYTES: usize = 128 << 10;
 /// Pause after a connection could not be accepted, mostly for lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -84,6 +85,9 @@ pub fn tune(stream: &TcpStream) -> io::Result<()> {
     sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
     sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+    // What is made for long ways (BBR) paces each burst by a timer, which within one machine costs more
+    // than the sending. A kernel that offers no choice keeps its own.
+    let _ = sockopt::set_tcp_congestion(socket, wire::tunnel::CONGESTION);
     Ok(())
 }
 
@@ -142,8 +146,8 @@ where
 
 /// Serves HTTP over TLS. The deadline of the handshake is the seat's.
 pub async fn serve_tls(stream: TcpStream, seat: Seat, trust: Arc<Trust>, router: Router) {
-    match trust.acceptor().accept(stream).await {
-        Ok(stream) => serve(stream, seat, router).await,
+    match trust.acceptor().accept(ReadAhead::new(stream)).await {
+        Ok(stream) => serve(bulk_stream::of_server(stream), seat, router).await,
         Err(error) => tracing::debug!(%error, "a TLS handshake failed"),
     }
 }

@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
+use api::file::{DIGEST_HEADER, MODE_HEADER, SIZE_HEADER, repr_digest};
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -23,12 +24,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::digest::Digest;
 use super::rights::run_as;
-use super::{
-    DIGEST_HEADER, DISK_DEADLINE, FileError, GuestPath, IDLE, MODE_HEADER, PIECE_BYTES, QUEUE,
-    SIZE_HEADER, Transfers,
-};
+use super::{DISK_DEADLINE, FileError, GuestPath, IDLE, PIECE_BYTES, QUEUE, Transfers};
 
 /// The query of GET and HEAD.
 #[derive(Debug, Deserialize)]
@@ -50,7 +47,7 @@ struct Facts {
 enum Piece {
     Bytes(Bytes),
     /// All bytes came; this is their digest.
-    End(Digest),
+    End(super::Sha256),
 }
 
 /// `HEAD /files`
@@ -298,7 +295,7 @@ impl Reader {
         }
         let _ = self
             .pieces
-            .blocking_send(Piece::End(Digest(hash.finalize().into())));
+            .blocking_send(Piece::End(hash.finalize().into()));
         Ok(())
     }
 }
@@ -336,9 +333,10 @@ impl http_body::Body for FileBody {
             Some(Piece::Bytes(bytes)) => Some(Ok(Frame::data(bytes))),
             Some(Piece::End(digest)) => {
                 self.ended = true;
-                let digest = digest.header().filter(|_| self.trailers);
-                digest.map(|value| {
+                self.trailers.then(|| {
                     let name = HeaderName::from_static(DIGEST_HEADER);
+                    let value = HeaderValue::from_str(&repr_digest(&digest));
+                    let value = value.map_err(io::Error::other)?;
                     Ok(Frame::trailers(HeaderMap::from_iter([(name, value)])))
                 })
             }

@@ -29,8 +29,8 @@ pub enum FileError {
         mode: String,
     },
     /// `bad_digest`: a digest that can't be read or holds no sha-256.
-    #[error("the digest can't be read: write it like Repr-Digest: sha-256=:BASE64:")]
-    Digest,
+    #[error(transparent)]
+    Digest(#[from] api::file::UnreadableDigest),
     /// `digest_missing`: a body that nobody vouches for.
     #[error("no Repr-Digest came before or after the bytes of {path}")]
     DigestMissing {
@@ -123,7 +123,7 @@ impl FileError {
             Self::Query(_) => (400, "bad_request"),
             Self::Path { .. } => (400, "bad_path"),
             Self::Mode { .. } => (400, "bad_mode"),
-            Self::Digest => (400, "bad_digest"),
+            Self::Digest(_) => (400, "bad_digest"),
             Self::DigestMissing { .. } => (400, "digest_missing"),
             Self::DigestMismatch { .. } => (422, "digest_mismatch"),
             Self::Body { .. } => (400, "body_broken"),

@@ -21,7 +21,6 @@
 //! and never leaves a half-written one behind: whatever ends a request ends its thread, and the
 //! thread's last act is to remove its temporary file.
 
-mod digest;
 mod download;
 mod failure;
 mod rights;
@@ -34,19 +33,14 @@ use axum::Router;
 use axum::routing::get;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use api::file::{DIGEST_HEADER, PATH_MAX_BYTES};
+use axum::http::HeaderMap;
 pub use failure::FileError;
-
-/// The mode of a file in octal, like `0644`.
-pub const MODE_HEADER: &str = "x-file-mode";
-/// The size of the whole file in bytes, also where a chunked answer has no `Content-Length`.
-pub const SIZE_HEADER: &str = "x-file-size";
-/// The digest of the bytes (RFC 9530): `sha-256=:BASE64:`.
-pub const DIGEST_HEADER: &str = "repr-digest";
 
 /// Transfers at a time; each has a thread and at most [`QUEUE`] + 2 pieces in memory.
 const TRANSFERS: usize = 64;
 /// How much is read, hashed and passed on at once, in bytes.
-const PIECE_BYTES: usize = 512 << 10;
+const PIECE_BYTES: usize = 256 << 10;
 /// Pieces between a thread and its connection.
 const QUEUE: usize = 3;
 /// A peer that neither sends nor takes a byte for so long has gone.
@@ -76,6 +70,15 @@ pub fn router() -> Router {
         .with_state(Transfers(Arc::new(Semaphore::new(TRANSFERS))))
 }
 
+/// A SHA-256.
+type Sha256 = [u8; 32];
+
+/// The digest in headers or trailers; none when they have none.
+fn digest_of(headers: &HeaderMap) -> Result<Option<Sha256>, FileError> {
+    let values = headers.get_all(DIGEST_HEADER);
+    Ok(api::file::parse_repr_digest(values)?)
+}
+
 /// A path as the caller gave it, checked: absolute, without NUL.
 #[derive(Debug, Clone)]
 struct GuestPath(String);
@@ -86,7 +89,7 @@ impl GuestPath {
             "it is not absolute"
         } else if path.contains('\0') {
             "it holds a NUL"
-        } else if path.len() > 4095 {
+        } else if path.len() > PATH_MAX_BYTES {
             "it is longer than 4095 bytes"
         } else {
             return Ok(Self(path));
@@ -137,6 +140,6 @@ mod tests {
         for bad in ["", "a", "./a", "/", "/a/", "/a/.", "/a/..", "/a\0b"] {
             check(bad, None);
         }
-        assert!(GuestPath::parse(format!("/{}", "x".repeat(4095))).is_err());
+        assert!(GuestPath::parse(format!("/{}", "x".repeat(PATH_MAX_BYTES))).is_err());
     }
 }

@@ -23,7 +23,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::BytesMut;
 use http_body_util::BodyExt as _;
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -31,12 +31,11 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use wire::agent::Written;
 
-use super::digest::Digest;
 use super::rights::run_as;
-use super::{DISK_DEADLINE, FileError, GuestPath, IDLE, PIECE_BYTES, QUEUE, Transfers};
+use super::{DISK_DEADLINE, FileError, GuestPath, IDLE, PIECE_BYTES, QUEUE, Transfers, digest_of};
 
-/// Frames of the body below this size are gathered, in bytes.
-const GATHER_BYTES: usize = 128 << 10;
+/// After so many bytes the disk is given them, in bytes, so that little is left for the flush at the end.
+const WRITE_BACK_BYTES: u64 = 8 << 20;
 /// The mode of a new file.
 const NEW_MODE: u32 = 0o644;
 /// After a failure so much of the body is read and dropped: a sender that is cut off while it sends
@@ -56,9 +55,9 @@ pub struct Asked {
 
 /// What goes to the thread that writes. A queue that ends without `End` is an upload that broke off.
 enum Piece {
-    Bytes(Bytes),
+    Bytes(BytesMut),
     /// All bytes came; this is their digest as the sender says, if it has to be compared.
-    End(Option<Digest>),
+    End(Option<super::Sha256>),
 }
 
 /// `PUT /files`
@@ -101,13 +100,15 @@ async fn receive(
         Some("none") => false,
         Some(_) => return Err(FileError::Query("digest may be `none` only".into())),
     };
-    let said = Digest::of_headers(headers)?;
+    let said = digest_of(headers)?;
     let (opened, is_open) = oneshot::channel();
     let (done, is_done) = oneshot::channel();
     let (pieces, queue) = mpsc::channel(QUEUE);
+    let (written, spare) = mpsc::channel(QUEUE + 2);
     let writer = Writer {
         path: path.clone(),
         mode,
+        written,
         permit,
     };
     run_as(asked.user, move |rights| {
@@ -123,6 +124,7 @@ async fn receive(
                 path: &path,
                 pieces: &pieces,
                 gathered: BytesMut::new(),
+                spare,
             };
             feed.run(body, said, wants_digest).await
         }
@@ -150,8 +152,10 @@ fn parse_mode(mode: String) -> Result<u32, FileError> {
 struct Feed<'a> {
     path: &'a GuestPath,
     pieces: &'a mpsc::Sender<Piece>,
-    /// Small frames are gathered: a wake-up of the thread for each would cost more than the copy.
+    /// Frames are gathered: a wake-up of the thread for each would cost more than the copy.
     gathered: BytesMut,
+    /// Pieces that were written and can be filled again: fresh memory costs as much as hashing it.
+    spare: mpsc::Receiver<BytesMut>,
 }
 
 impl Feed<'_> {
@@ -160,7 +164,7 @@ impl Feed<'_> {
     async fn run(
         mut self,
         body: &mut Body,
-        mut said: Option<Digest>,
+        mut said: Option<super::Sha256>,
         wants_digest: bool,
     ) -> Result<(), FileError> {
         let path = || self.path.as_str().to_owned();
@@ -177,10 +181,10 @@ impl Feed<'_> {
                 cause: e.to_string(),
             })?;
             let goes_on = match frame.into_data() {
-                Ok(bytes) => self.bytes(bytes).await?,
+                Ok(bytes) => self.bytes(&bytes).await?,
                 Err(frame) => {
                     let trailers = frame.into_trailers().unwrap_or_default();
-                    said = Digest::of_headers(&trailers)?.or(said);
+                    said = digest_of(&trailers)?.or(said);
                     true
                 }
             };
@@ -197,26 +201,28 @@ impl Feed<'_> {
         Ok(())
     }
 
-    async fn bytes(&mut self, bytes: Bytes) -> Result<bool, FileError> {
-        if bytes.len() < GATHER_BYTES {
-            if self.gathered.is_empty() {
-                self.gathered = BytesMut::with_capacity(PIECE_BYTES);
+    async fn bytes(&mut self, mut bytes: &[u8]) -> Result<bool, FileError> {
+        while !bytes.is_empty() {
+            if self.gathered.capacity() == 0 {
+                let spare = self.spare.try_recv();
+                self.gathered = spare.unwrap_or_else(|_| BytesMut::with_capacity(PIECE_BYTES));
             }
-            self.gathered.extend_from_slice(&bytes);
-            return if self.gathered.len() + GATHER_BYTES > PIECE_BYTES {
-                self.flush().await
-            } else {
-                Ok(true)
-            };
+            let room = PIECE_BYTES.saturating_sub(self.gathered.len());
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.gathered.extend_from_slice(now);
+            bytes = later;
+            if self.gathered.len() >= PIECE_BYTES && !self.flush().await? {
+                return Ok(false);
+            }
         }
-        Ok(self.flush().await? && self.send(Piece::Bytes(bytes)).await?)
+        Ok(true)
     }
 
     async fn flush(&mut self) -> Result<bool, FileError> {
         if self.gathered.is_empty() {
             return Ok(true);
         }
-        let gathered = std::mem::take(&mut self.gathered).freeze();
+        let gathered = std::mem::take(&mut self.gathered);
         self.send(Piece::Bytes(gathered)).await
     }
 
@@ -246,6 +252,8 @@ async fn drain(mut body: Body) {
 struct Writer {
     path: GuestPath,
     mode: Option<u32>,
+    /// Where pieces go back to.
+    written: mpsc::Sender<BytesMut>,
     permit: OwnedSemaphorePermit,
 }
 
@@ -265,29 +273,29 @@ impl Writer {
         let mut size_bytes = 0;
         let said = loop {
             match queue.blocking_recv() {
-                Some(Piece::Bytes(bytes)) => {
-                    temporary
-                        .file
-                        .write_all(&bytes)
-                        .map_err(self.path.failed("write"))?;
+                Some(Piece::Bytes(mut bytes)) => {
+                    temporary.write(&bytes).map_err(self.path.failed("write"))?;
                     hash.update(&bytes);
                     size_bytes += bytes.len() as u64;
+                    bytes.clear();
+                    // There is room for every piece; without a feed nobody needs it.
+                    let _ = self.written.try_send(bytes);
                 }
                 Some(Piece::End(said)) => break said,
                 None => return Err(self.broken()),
             }
         };
-        let found = Digest(hash.finalize().into());
+        let found: super::Sha256 = hash.finalize().into();
         if let Some(said) = said.filter(|said| *said != found) {
             return Err(FileError::DigestMismatch {
                 path: self.path.as_str().to_owned(),
-                found: found.hex(),
-                said: said.hex(),
+                found: hex::encode(found),
+                said: hex::encode(said),
             });
         }
         let replaced = temporary.put_in_place(&self.path, self.mode)?;
         drop(self.permit);
-        let sha256 = found.hex();
+        let sha256 = hex::encode(found);
         Ok((replaced, Written { size_bytes, sha256 }))
     }
 
@@ -304,6 +312,9 @@ struct Temporary {
     directory: OwnedFd,
     name: String,
     file: File,
+    size_bytes: u64,
+    /// Of these the disk has been told.
+    handed_bytes: u64,
     placed: bool,
 }
 
@@ -329,8 +340,25 @@ impl Temporary {
             directory,
             name,
             file: File::from(file),
+            size_bytes: 0,
+            handed_bytes: 0,
             placed: false,
         })
+    }
+
+    /// Adds to its end.
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.size_bytes += bytes.len() as u64;
+        let new = self.size_bytes - self.handed_bytes;
+        if new >= WRITE_BACK_BYTES {
+            // The kernel begins to write what it is told nobody will read soon, and waits for nothing. Only
+            // an advice.
+            let length = std::num::NonZeroU64::new(new);
+            let _ = rustix::fs::fadvise(&self.file, self.handed_bytes, length, Advice::DontNeed);
+            self.handed_bytes = self.size_bytes;
+        }
+        Ok(())
     }
 
     /// Makes it the target; says whether there was one.

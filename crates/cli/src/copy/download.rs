@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use client::{Client, Download};
+use rustix::fs::Advice;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
@@ -21,6 +23,9 @@ use super::{Copied, GuestFile, QUEUE, directory};
 use crate::failure::Failure;
 use crate::screen::Screen;
 use crate::signals::Signals;
+
+/// After so many bytes the disk is given them, in bytes, so that little is left for the flush at the end.
+const WRITE_BACK_BYTES: u64 = 8 << 20;
 
 pub(super) async fn run(
     client: &Client,
@@ -122,11 +127,17 @@ fn write(
     counter: &AtomicU64,
 ) -> io::Result<(u64, client::Sha256)> {
     let mut hash = Sha256::new();
-    let mut size_bytes = 0;
+    let (mut size_bytes, mut handed_bytes) = (0, 0);
     while let Some(bytes) = queue.blocking_recv() {
         file.write_all(&bytes)?;
         hash.update(&bytes);
         size_bytes += bytes.len() as u64;
+        if size_bytes - handed_bytes >= WRITE_BACK_BYTES {
+            // The kernel begins to write what it is told nobody will read soon. Only an advice.
+            let length = NonZeroU64::new(size_bytes - handed_bytes);
+            let _ = rustix::fs::fadvise(&file, handed_bytes, length, Advice::DontNeed);
+            handed_bytes = size_bytes;
+        }
         counter.store(size_bytes, Ordering::Relaxed);
     }
     file.set_permissions(Permissions::from_mode(mode))?;

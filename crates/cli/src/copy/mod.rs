@@ -21,7 +21,7 @@ use crate::failure::Failure;
 use crate::screen::Screen;
 
 /// How much is read, hashed and passed on at once, in bytes.
-const PIECE_BYTES: usize = 512 << 10;
+const PIECE_BYTES: usize = 256 << 10;
 /// Pieces between the disk and the connection.
 const QUEUE: usize = 4;
 

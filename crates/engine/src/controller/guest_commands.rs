@@ -180,11 +180,11 @@ impl Controller {
 
 fn check_file(request: &FileRequest) -> Result<(), Error> {
     let legal = request.path.starts_with('/') && !request.path.contains('\0');
-    if legal && request.path.len() <= 4096 {
+    if legal && request.path.len() <= api::file::PATH_MAX_BYTES {
         return Ok(());
     }
     Err(Error::BadRequest {
-        what: "the path must be absolute, without NUL, at most 4096 bytes".into(),
+        what: "the path must be absolute, without NUL, at most 4095 bytes".into(),
         hint: "like /srv/data.csv".into(),
     })
 }

@@ -2,11 +2,13 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Query;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use base64::Engine;
@@ -37,18 +39,23 @@ fn digest(bytes: &[u8]) -> String {
     format!("sha-256=:{}:", STANDARD.encode(Sha256::digest(bytes)))
 }
 
-/// `/good`, `/bad` (another digest), `/none` (no digest), `/cut` (ends too early).
-async fn file(method: Method, headers: HeaderMap, Query(asked): Query<Asked>) -> Response {
+/// `/good`, `/bad` (a digest that is none), `/none` (no digest), `/cut` (breaks off), `/longer` and `/shorter` (than
+/// was said).
+async fn file(headers: HeaderMap, Query(asked): Query<Asked>) -> Response {
     let content = content();
     if asked.path == "/missing" {
         let problem = api::Problem::new(404, "not_found", "no such file");
         return (StatusCode::NOT_FOUND, axum::Json(problem)).into_response();
     }
-    let facts = [("x-file-mode", "0640".to_owned())];
-    if method == Method::HEAD {
-        let length = [(header::CONTENT_LENGTH, content.len())];
-        return (facts, length, Body::empty()).into_response();
-    }
+    let size = match asked.path.as_str() {
+        "/longer" => content.len() - 1,
+        "/shorter" => content.len() + 1,
+        _ => content.len(),
+    };
+    let facts = [
+        ("x-file-mode", "0640".to_owned()),
+        ("x-file-size", size.to_string()),
+    ];
     let from = headers.get(header::RANGE).map_or(0, |range| {
         let range = range.to_str().unwrap().strip_prefix("bytes=").unwrap();
         range.strip_suffix('-').unwrap().parse().unwrap()
@@ -63,8 +70,8 @@ async fn file(method: Method, headers: HeaderMap, Query(asked): Query<Asked>) ->
         .map(|chunk| Ok(Frame::data(Bytes::copy_from_slice(chunk))))
         .collect();
     let promised = match asked.path.as_str() {
-        "/good" => Some(digest(&sent)),
-        "/bad" => Some(digest(b"x")),
+        "/good" | "/longer" | "/shorter" => Some(digest(&sent)),
+        "/bad" => Some("sha-256=:AAAA:".to_owned()),
         _ => None,
     };
     if asked.path == "/cut" {
@@ -88,7 +95,10 @@ async fn put(Query(asked): Query<Asked>, headers: HeaderMap, body: Body) -> Resp
     };
     let trailers = collected.trailers().cloned().unwrap_or_default();
     let bytes = collected.to_bytes();
-    assert_eq!(trailers["repr-digest"], digest(&bytes).as_str());
+    if trailers["repr-digest"] != digest(&bytes).as_str() {
+        let problem = api::Problem::new(422, "digest_mismatch", "other bytes");
+        return (StatusCode::UNPROCESSABLE_ENTITY, axum::Json(problem)).into_response();
+    }
     if asked.path == "/full" {
         let problem = api::Problem::new(507, "no_space", "the disk is full");
         return (StatusCode::INSUFFICIENT_STORAGE, axum::Json(problem)).into_response();
@@ -108,8 +118,53 @@ async fn put(Query(asked): Query<Asked>, headers: HeaderMap, body: Body) -> Resp
     (StatusCode::CREATED, axum::Json(written)).into_response()
 }
 
+/// A file without end, as far as anybody here takes it; counts how much was asked of it.
+fn endless(given: Arc<AtomicUsize>) -> Router {
+    let get = async move || {
+        let piece = Bytes::from(vec![7; 64 << 10]);
+        let frames = stream::repeat_with(move || {
+            given.fetch_add(piece.len(), Ordering::Relaxed);
+            Ok::<_, Infallible>(Frame::data(piece.clone()))
+        });
+        let facts = [
+            ("x-file-mode", "0640".to_owned()),
+            ("x-file-size", u64::MAX.to_string()),
+        ];
+        (facts, Body::new(StreamBody::new(frames))).into_response()
+    };
+    Router::new().route("/files", axum::routing::get(get))
+}
+
+#[tokio::test]
+async fn who_takes_a_download_slowly_holds_it_up() {
+    let given = Arc::new(AtomicUsize::new(0));
+    let lab = Lab::with(endless(given.clone())).await;
+    let mut download = read(&lab, "/endless", 0).await.unwrap();
+    download.parts.next().await.unwrap().unwrap();
+    // It comes to rest, and what was given until then is in the sockets on the way.
+    let mut before = 0;
+    loop {
+        let now = given.load(Ordering::Relaxed);
+        assert!(now < 128 << 20, "{now} bytes are kept somewhere");
+        if now == before {
+            break;
+        }
+        before = now;
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    let mut taken = 0;
+    while taken < before {
+        let part = download.parts.next().await.unwrap().unwrap();
+        let FilePart::Bytes(bytes) = part else {
+            panic!("it has no end");
+        };
+        assert!(bytes.iter().all(|byte| *byte == 7));
+        taken += bytes.len();
+    }
+}
+
 async fn lab() -> Lab {
-    Lab::with(Router::new().route("/files", get(file).head(file).put(put))).await
+    Lab::with(Router::new().route("/files", get(file).put(put))).await
 }
 
 async fn read(lab: &Lab, path: &str, offset: u64) -> Result<Download, LinkError> {
@@ -156,7 +211,12 @@ async fn a_download_is_whole_and_checked_or_an_error() {
         assert_eq!(parts.last(), Some(&FilePart::Sha256(sha256)));
     }
     assert_eq!(lab.seen.tunnels(), 1);
-    for (path, expect) in [("/bad", "do not have the digest"), ("/none", "no digest")] {
+    for (path, expect) in [
+        ("/bad", "no digest"),
+        ("/none", "no digest"),
+        ("/longer", "more than the file has"),
+        ("/shorter", "less than the file has"),
+    ] {
         let download = read(&lab, path, 0).await.unwrap();
         let failed = download.parts.try_collect::<Vec<_>>().await.unwrap_err();
         assert!(failed.to_string().contains(expect), "{path}: {failed}");
@@ -196,13 +256,12 @@ async fn an_upload_is_what_was_sent_or_an_error() {
     assert!(matches!(other, Err(LinkError::Garbage { .. })), "{other:?}");
 
     let bytes = || Ok(FilePart::Bytes(Bytes::from_static(b"abc")));
+    let wrong = vec![bytes(), Ok(FilePart::Sha256([0; 32]))];
+    let wrong = write("/good", wrong).await;
+    assert!(matches!(wrong, Err(LinkError::Refused { .. })), "{wrong:?}");
     for (case, parts) in [
         ("no digest", vec![bytes()]),
         ("broken", vec![bytes(), Err(io::Error::other("gone"))]),
-        (
-            "another digest",
-            vec![bytes(), Ok(FilePart::Sha256([0; 32]))],
-        ),
     ] {
         let failed = write("/good", parts).await;
         assert!(
