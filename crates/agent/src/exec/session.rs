@@ -191,11 +191,11 @@ fn open(
     let slot = processes.slot()?;
     let (started, streams): (Started, Streams) = match tty {
         Some(size) => {
-            let (started, terminal) = spawn::with_terminal(order, size)?;
+            let (started, terminal) = spawn::with_terminal(order, &slot, size)?;
             (started, Streams::Terminal(terminal))
         }
         None => {
-            let (started, pipes) = spawn::with_pipes(order, true)?;
+            let (started, pipes) = spawn::with_pipes(order, &slot, true)?;
             (started, Streams::Pipes(pipes))
         }
     };
