@@ -44,7 +44,7 @@ const NAME: &str = "proximity-commands-";
 const MARK: &str = "left";
 /// How many empty groups are kept for the next commands.
 const IDLE_MAX: usize = 64;
-/// How long they are kept when no command begins or ends.
+/// How long one is kept that no command needed.
 const IDLE_KEPT: Duration = Duration::from_secs(1);
 /// How many groups there may be in which something is left.
 const LEFT_MAX: usize = 1024;
@@ -88,9 +88,10 @@ pub struct Groups {
 
 #[derive(Default)]
 struct State {
+    /// The last one is the next to be used.
     idle: Vec<Room>,
-    /// When a group was last claimed or became idle.
-    used: Option<Instant>,
+    /// How many of these no command has needed since then.
+    spare: (usize, Option<Instant>),
     left: Vec<Left>,
     made: u64,
     /// Directories of agents that are gone, with groups in them that are not empty yet; locked.
@@ -170,7 +171,7 @@ impl Groups {
             let Some(groups) = groups.upgrade() else {
                 return;
             };
-            next = groups.tidy(IDLE_KEPT);
+            next = groups.tidy();
         }
     }
 
@@ -186,8 +187,8 @@ impl Groups {
         }
         let name = {
             let mut state = self.state();
-            state.used = Some(Instant::now());
             if let Some(room) = state.idle.pop() {
+                state.spare.0 = state.spare.0.min(state.idle.len());
                 return Some(self.group(room));
             }
             if state.left.len() >= LEFT_MAX {
@@ -214,17 +215,17 @@ impl Groups {
         }
     }
 
-    /// Removes what is idle for so long and what is empty by now.
-    pub fn tidy(&self, idle_for: Duration) -> Next {
+    /// Removes what is not in use.
+    pub fn clear(&self) {
+        self.state().spare = (IDLE_MAX, None);
+        self.tidy();
+    }
+
+    /// Removes what was idle for long enough and what is empty by now.
+    fn tidy(&self) -> Next {
         let (idle, mut left) = {
             let mut state = self.state();
-            let is_quiet = state.used.is_none_or(|used| used.elapsed() >= idle_for);
-            let idle = if is_quiet {
-                take(&mut state.idle)
-            } else {
-                Vec::new()
-            };
-            (idle, take(&mut state.left))
+            (state.take_spare(), take(&mut state.left))
         };
         left.extend(idle.into_iter().map(|room| Left {
             path: room.path,
@@ -265,9 +266,21 @@ impl Groups {
     }
 }
 
+impl State {
+    fn take_spare(&mut self) -> Vec<Room> {
+        let (spare, since) = self.spare;
+        if since.is_some_and(|since| since.elapsed() < IDLE_KEPT) {
+            return Vec::new();
+        }
+        let taken = self.idle.drain(..spare.min(self.idle.len())).collect();
+        self.spare = (self.idle.len(), Some(Instant::now()));
+        taken
+    }
+}
+
 impl Drop for Groups {
     fn drop(&mut self) {
-        self.tidy(Duration::ZERO);
+        self.clear();
         // What is busy stays, and with it this.
         let _ = fs::remove_dir(&self.base);
         self.changed.notify_one();
@@ -276,7 +289,7 @@ impl Drop for Groups {
 
 /// When there is something to remove again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
+enum Next {
     /// When something changes.
     Never,
     /// When what is left running on purpose ends.
@@ -329,7 +342,6 @@ impl Drop for Group {
         }
         {
             let mut state = self.groups.state();
-            state.used = Some(Instant::now());
             if !self.killed && is_empty && state.idle.len() < IDLE_MAX {
                 state.idle.push(room);
             } else if !(is_empty && remove(&room.path)) {

@@ -119,7 +119,7 @@ impl Processes {
         let hunts = move || process_tree::await_hunts_until(until.into_std());
         let hunted = tokio::task::spawn_blocking(hunts).await;
         if let Some(groups) = &self.groups {
-            groups.tidy(Duration::ZERO);
+            groups.clear();
         }
         ended.is_ok() && hunted.unwrap_or(false)
     }
