@@ -16,6 +16,7 @@ mod children;
 mod collect;
 mod failure;
 mod fork;
+mod hearing;
 mod order;
 mod output;
 mod process;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::exec::ExecRequest;
+use api::session::ACKNOWLEDGED;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
@@ -162,6 +164,7 @@ async fn exec(
 
 async fn open(State(processes): State<Arc<Processes>>, upgrade: WebSocketUpgrade) -> Response {
     upgrade
+        .protocols([ACKNOWLEDGED])
         .max_message_size(MESSAGE_MAX_BYTES)
         .max_frame_size(MESSAGE_MAX_BYTES)
         .on_upgrade(move |socket| session::run(processes, socket))
