@@ -1,6 +1,7 @@
 //! Commands in a sandbox and in an app, by every door: the command line with pipes and with a terminal,
 //! the API with one answer and with a stream of events.
 
+use std::fs::File;
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -220,6 +221,75 @@ fn whoever_asked_is_gone_and_so_is_the_whole_tree() {
         });
     }
     assert_eq!(controller.exec("lab", ["echo", "well"]), "well\n");
+}
+
+/// A line whose process carries the mark and goes as far as it can: another session, another parent, an
+/// empty environment, another limit.
+fn go_away(mark: &str) -> String {
+    let away = format!("exec -a {mark}-away sleep 600");
+    format!(
+        "(ulimit -S -m unlimited; exec env -i setsid -f setsid -f bash -c '{away}' >/dev/null 2>&1)"
+    )
+}
+
+/// The groups that the guest's agent made for commands, but for that of this look.
+fn groups(controller: &Controller, guest: &str) -> usize {
+    let look = "find /sys/fs/cgroup -type d -path '*/proximity-commands-*/*' | wc -l";
+    let seen = controller.exec(guest, ["sh", "-c", look]);
+    seen.trim().parse::<usize>().unwrap().saturating_sub(1)
+}
+
+#[test]
+fn whoever_goes_as_far_as_it_can_ends_with_its_command() {
+    let controller = controller();
+    controller.deploy("web");
+    for guest in ["lab", "web"] {
+        let own = controller.exec(guest, ["grep", "^0::", "/proc/self/cgroup"]);
+        if !own.contains("/proximity-commands-") {
+            println!("SKIPPED: commands get no control groups in guests of this machine: {own}");
+            return;
+        }
+        // By the deadline.
+        let tree = mark("late");
+        let line = format!("{}; sleep 600", go_away(&tree));
+        let words = ["exec", guest, "--timeout", "2s", "--", "bash", "-c", &line];
+        controller.run(words).expect(124);
+        assert!(in_guests(&controller, &tree).is_empty(), "{guest}");
+        // By a caller who is gone, while the command does not read its input.
+        let tree = mark("gone");
+        let line = format!("{}; sleep 600", go_away(&tree));
+        let mut client = controller.proximity(["exec", guest, "--", "bash", "-c", &line]);
+        client.stdin(File::open("/dev/zero").unwrap());
+        let mut client = client.spawn().unwrap();
+        let away = format!("{tree}-away\0600");
+        eventually("it is away", || !in_guests(&controller, &away).is_empty());
+        client.kill().unwrap();
+        client.wait().unwrap();
+        eventually("all of it is gone", || {
+            in_guests(&controller, &tree).is_empty()
+        });
+        eventually("its group too", || groups(&controller, guest) == 0);
+        // What a command that ended by itself has left stays, and outlives the agent.
+        let tree = mark("left");
+        controller.exec(guest, ["bash", "-c", &go_away(&tree)]);
+        let away = format!("{tree}-away\0600");
+        eventually("it is away", || !in_guests(&controller, &away).is_empty());
+        eventually("it keeps its group", || groups(&controller, guest) == 2);
+        if guest == "web" {
+            controller.exec(
+                guest,
+                ["systemctl", "kill", "-s", "KILL", "proximity-agent"],
+            );
+            eventually("the agent is back", || {
+                controller.run(["exec", guest, "--", "true"]).code == 0
+            });
+            eventually("it keeps its group", || groups(&controller, guest) == 2);
+        }
+        for process in in_guests(&controller, &away) {
+            process.kill();
+        }
+        eventually("its group is gone", || groups(&controller, guest) == 0);
+    }
 }
 
 /// The command line on a terminal that is its own, so that sizes and signals of the terminal reach it.
