@@ -17,8 +17,9 @@
 //!
 //! An agent that was killed leaves groups behind. The next one kills what is in them, since nobody waits for
 //! those commands any more, but for the marked ones: what a command left running when it ended by itself
-//! belongs to the guest. The mark is a directory in the group's, so it needs no memory of the agent's. Whether a
-//! directory's agent lives says the lock (flock(2)) that it holds on it.
+//! belongs to the guest. The mark is an attribute of the group's directory (xattr(7)), so it needs no memory
+//! of the agent's; an empty group in the group would do too, but systemd removes those. Whether a directory's agent
+//! lives says the lock (flock(2)) that it holds on it.
 //!
 //! Root in a guest can move its processes to other groups, as systemd does for scopes and sessions. Therefore
 //! killing a group comes first, and process-tree's hunt after it.
@@ -33,15 +34,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags, flock, getxattr, openat, setxattr};
 use rustix::io::Errno;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 /// An agent's directory, with something random behind it.
 const NAME: &str = "proximity-commands-";
-/// The directory in a group whose command ended by itself and left something running.
-const MARK: &str = "left";
+/// The attribute of a group whose command ended by itself and left something running.
+const MARK: &str = "user.proximity.left";
 /// How many empty groups are kept for the next commands.
 const IDLE_MAX: usize = 64;
 /// How long one is kept that no command needed.
@@ -337,7 +338,7 @@ impl Drop for Group {
         let Some(room) = self.room.take() else { return };
         let is_empty = room.is_empty();
         let marked = !self.killed && !is_empty;
-        if marked && let Err(error) = make_directory(&room.path.join(MARK)) {
+        if marked && let Err(error) = mark(&room.path) {
             tracing::warn!(%error, "what a command left running would not outlive the agent's own end");
         }
         {
@@ -391,6 +392,15 @@ fn make_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)
 }
 
+fn mark(group: &Path) -> Result<(), Errno> {
+    setxattr(group, MARK, b"1", XattrFlags::empty())
+}
+
+fn is_marked(group: &Path) -> bool {
+    let mut value = [0; 8];
+    getxattr(group, MARK, &mut value).is_ok()
+}
+
 /// Whether there is no such group any more.
 fn remove(group: &Path) -> bool {
     match fs::read(group.join(EVENTS)) {
@@ -398,8 +408,6 @@ fn remove(group: &Path) -> bool {
         // It has no such file when it is gone, which is seen below.
         _ => {}
     }
-    // Most have none; with one even an empty group stays.
-    let _ = fs::remove_dir(group.join(MARK));
     match fs::remove_dir(group) {
         Ok(()) => true,
         Err(error) => error.kind() == io::ErrorKind::NotFound,
@@ -439,7 +447,7 @@ fn sweep(own: &Path) -> (Vec<Left>, Vec<File>) {
         };
         let mut is_left = false;
         for path in directories(&base) {
-            let marked = path.join(MARK).is_dir();
+            let marked = is_marked(&path);
             if !marked && let Err(error) = File::open(&path).and_then(kill) {
                 tracing::warn!(%error, "a command of an earlier agent could not be ended");
             }
