@@ -1,9 +1,18 @@
-//! The guest's users: who a command runs as. Reads the guest's own files each time, because a command
-//! may have changed them; keeps nothing.
+//! The guest's users: who a command runs as. Looks at the guest's own files each time, because a command
+//! may have changed them, and reads them again when they did.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const FILES: [&str; 2] = ["/etc/passwd", "/etc/group"];
+/// How old a file's last change must be, in whole seconds, before what stands in it is kept: a second
+/// change in the same tick of the kernel's clock would leave the same time.
+const SETTLED_S: u64 = 2;
+/// How many users are kept.
+const KNOWN_MAX: usize = 16;
 
 /// Who a command runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,13 +31,64 @@ pub struct Account {
     pub shell: String,
 }
 
+/// What was found in one version of both files.
+struct Known {
+    version: Option<[Version; 2]>,
+    accounts: BTreeMap<String, Account>,
+}
+
+static KNOWN: Mutex<Known> = Mutex::new(Known {
+    version: None,
+    accounts: BTreeMap::new(),
+});
+
+/// Tells a file from what stood in its place before: device, inode, size, and the time of the last change
+/// of any kind, which nobody can set.
+type Version = (u64, u64, u64, i64, i64);
+
 /// The user of this name or number in this guest.
 pub fn of(user: &str) -> Result<Account, String> {
-    find_account(
-        user,
-        &fs::read_to_string("/etc/passwd").unwrap_or_default(),
-        &fs::read_to_string("/etc/group").unwrap_or_default(),
-    )
+    let version = version();
+    if version.is_some() {
+        let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.version == version
+            && let Some(account) = known.accounts.get(user)
+        {
+            return Ok(account.clone());
+        }
+    }
+    let [passwd, group] = FILES.map(|path| fs::read_to_string(path).unwrap_or_default());
+    let account = find_account(user, &passwd, &group)?;
+    // Nor is kept what was changed while it was read.
+    if version.is_some_and(|of| is_settled(&of)) && version == self::version() {
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.version != version || known.accounts.len() >= KNOWN_MAX {
+            known.accounts.clear();
+        }
+        known.version = version;
+        known.accounts.insert(user.to_owned(), account.clone());
+    }
+    Ok(account)
+}
+
+/// None when a file is missing.
+fn version() -> Option<[Version; 2]> {
+    let version = |path| {
+        let meta = fs::metadata(path).ok()?;
+        let changed = (meta.ctime(), meta.ctime_nsec());
+        Some((meta.dev(), meta.ino(), meta.size(), changed.0, changed.1))
+    };
+    let [passwd, group] = FILES.map(version);
+    Some([passwd?, group?])
+}
+
+fn is_settled(versions: &[Version; 2]) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.as_ref().map_or(0, Duration::as_secs);
+    let settled = |(.., seconds, _): &Version| {
+        u64::try_from(*seconds).is_ok_and(|seconds| seconds.saturating_add(SETTLED_S) < now)
+    };
+    versions.iter().all(settled)
 }
 
 impl Account {

@@ -5,12 +5,13 @@
 //!                    ├──▶ router ─┼─ identity ──── PUT /identity
 //!   unix socket ─────┘            └─ exec, files, forward ─ their modules
 //! ```
-//! Without a valid identity nothing listens. Nothing slow happens before it does.
+//! Without a valid identity nothing listens. Nothing slow happens before it does. When it is told to stop,
+//! commands whose callers wait are ended first; what commands left running on purpose stays.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
@@ -24,7 +25,7 @@ use wire::agent::{Health, Scope};
 use crate::answer::{json, no_such_method, no_such_path};
 use crate::door::{self, Crowd, Limits};
 use crate::durable::FileError;
-use crate::exec::{self, Processes};
+use crate::exec::{self, Groups, Processes};
 use crate::init::{self, InitError};
 use crate::relay::notify;
 use crate::trust::bundle::BundleError;
@@ -36,6 +37,9 @@ const LIMITS: Limits = Limits {
     proven: 400,
     unproven: 96,
 };
+
+/// How long commands are given to be gone when the agent stops.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the agent is told.
 #[derive(Debug, Clone)]
@@ -69,6 +73,9 @@ pub enum GuestError {
     /// A signal handler could not be installed.
     #[error("signals cannot be received: {0}")]
     Signal(#[source] std::io::Error),
+    /// Commands could not be run.
+    #[error("children cannot be watched: {0}")]
+    Processes(#[source] std::io::Error),
 }
 
 /// Runs the agent until it is told to stop.
@@ -78,6 +85,7 @@ pub async fn run(options: Options) -> Result<(), GuestError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(GuestError::Signal)?;
     let trust = Arc::new(Trust::load(&options.bundle)?);
     let guest = Guest::start(&options, trust, began)?;
+    let processes = guest.processes.clone();
     notify::send("READY=1");
     tokio::select! {
         _ = terminate.recv() => {}
@@ -87,6 +95,9 @@ pub async fn run(options: Options) -> Result<(), GuestError> {
     }
     notify::send("STOPPING=1");
     tracing::info!("the agent stops");
+    if !processes.stop(STOP_PATIENCE).await {
+        tracing::error!("the agent leaves commands behind that it could not end");
+    }
     Ok(())
 }
 
@@ -112,6 +123,7 @@ pub struct Guest {
     tcp: Option<TcpListener>,
     unix: Option<UnixListener>,
     trust: Arc<Trust>,
+    processes: Arc<Processes>,
     router: Router,
 }
 
@@ -122,14 +134,16 @@ impl Guest {
             door::listen(address).map_err(|source| GuestError::Listen { address, source })
         });
         let unix = options.unix.as_deref().map(door::listen_unix);
+        let groups = Groups::of_this_process();
+        let groups = groups.inspect_err(
+            |error| tracing::info!(%error, "commands get no control groups of their own"),
+        );
+        let processes = Processes::start(groups.ok()).map_err(GuestError::Processes)?;
         let guest = Self {
             tcp: tcp.transpose()?,
             unix: unix.transpose()?,
-            router: router(
-                &trust,
-                Processes::start().map_err(GuestError::Signal)?,
-                began,
-            ),
+            router: router(&trust, processes.clone(), began),
+            processes,
             trust,
         };
         tracing::info!(

@@ -74,7 +74,7 @@ const NO_DEVICES: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
 /// In the order in which they are mounted. With an empty `when_missing` it is there when something
 /// is mounted.
-const EXPECTED: [Expected; 7] = [
+const EXPECTED: [Expected; 8] = [
     Expected {
         at: "/proc",
         kind: "proc",
@@ -89,6 +89,16 @@ const EXPECTED: [Expected; 7] = [
         when_missing: "/sys/class",
         flags: NOTHING_RUNS,
         options: "",
+        mode: 0o555,
+    },
+    // Version 2, in which commands get groups of their own: what is below is ours where it is mounted by
+    // us. LXC leaves that to process 1.
+    Expected {
+        at: "/sys/fs/cgroup",
+        kind: "cgroup2",
+        when_missing: "",
+        flags: NOTHING_RUNS,
+        options: "nsdelegate",
         mode: 0o555,
     },
     Expected {

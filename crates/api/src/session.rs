@@ -12,6 +12,14 @@
 //!     ◀── text   ExecEvent::Exit or ::Error ───      exactly one, then close
 //! ```
 //!
+//! Whoever asks for the subprotocol [`ACKNOWLEDGED`] and gets it is told how much of the standard input was
+//! taken, and keeps at most [`WINDOW_BYTES`] of it on the way. So the other end can always read on, and neither
+//! a signal nor a hang-up waits behind input that the command does not read:
+//!
+//! ```text
+//!     ◀── binary 0 + bytes taken so far (64 bits, big-endian)
+//! ```
+//!
 //! When the websocket closes before the final event, the command and its whole process tree end. A
 //! session without a final event is an error, never success.
 
@@ -45,6 +53,30 @@ impl Stream {
 
 /// The most payload of one binary message, in bytes, in either direction.
 pub const MESSAGE_MAX_BYTES: usize = 64 << 10;
+
+/// The websocket subprotocol in which standard input is acknowledged.
+pub const ACKNOWLEDGED: &str = "proximity.acknowledged";
+
+/// How much standard input may be on the way that is not acknowledged yet, in bytes.
+pub const WINDOW_BYTES: u64 = 256 << 10;
+
+/// How much standard input is kept for a command that does not read it, in bytes. Then the websocket is not
+/// read either, until the command reads: signals of a peer that heeds no [`WINDOW_BYTES`] wait so long.
+pub const KEPT_MAX_BYTES: usize = 1 << 20;
+
+/// The message that says how many bytes of standard input were taken since the session began.
+pub fn acknowledgement(taken_bytes: u64) -> [u8; 9] {
+    let mut message = [Stream::Stdin as u8; 9];
+    for (to, from) in message.iter_mut().skip(1).zip(taken_bytes.to_be_bytes()) {
+        *to = from;
+    }
+    message
+}
+
+/// What such a message says behind its first byte.
+pub fn acknowledged_bytes(payload: &[u8]) -> Option<u64> {
+    payload.try_into().ok().map(u64::from_be_bytes)
+}
 
 /// What to run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +143,11 @@ mod tests {
             SessionControl::Resize { rows: 2, cols: 3 },
         );
         assert!(serde_json::from_str::<SessionControl>(r#"{"type":"reboot"}"#).is_err());
+        let message = acknowledgement(0x0102_0304_0506_0708);
+        assert_eq!(message, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        let taken = acknowledged_bytes(&message[1..]);
+        assert_eq!(taken, Some(0x0102_0304_0506_0708));
+        assert_eq!(acknowledged_bytes(&message), None);
         assert_eq!(Stream::of(2), Some(Stream::Stderr));
         assert_eq!(Stream::of(3), None);
     }

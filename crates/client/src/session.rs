@@ -13,12 +13,18 @@ use std::time::Duration;
 
 use api::InstanceName;
 use api::exec::ExecEvent;
-use api::session::{MESSAGE_MAX_BYTES, SessionControl, SessionStart, Stream};
+use api::session::{
+    ACKNOWLEDGED, MESSAGE_MAX_BYTES, SessionControl, SessionStart, Stream, WINDOW_BYTES,
+    acknowledged_bytes,
+};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _};
 use hyper::Method;
-use hyper::header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION};
+use hyper::header::{
+    SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
+};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
@@ -38,6 +44,8 @@ const RECEIVED_MAX_BYTES: usize = 1 << 20;
 const WAITING_MAX_BYTES: usize = 1 << 20;
 const START_DEADLINE: Duration = Duration::from_secs(10);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+/// How often the controller hears of a caller whose input waits for the command.
+const ALIVE_EVERY: Duration = Duration::from_secs(10);
 
 /// What comes out of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +62,10 @@ pub enum SessionEvent {
 #[derive(Debug)]
 pub struct SessionInput {
     sink: SplitSink<WebSocket, Message>,
+    /// How much standard input was sent, in bytes.
+    sent: u64,
+    /// How much of it was taken, if the controller says so.
+    taken: Option<watch::Receiver<u64>>,
     tried: String,
 }
 
@@ -61,6 +73,8 @@ pub struct SessionInput {
 #[derive(Debug)]
 pub struct SessionOutput {
     stream: SplitStream<WebSocket>,
+    /// How much standard input was taken, if the controller says so.
+    taken: Option<watch::Sender<u64>>,
     tried: String,
 }
 
@@ -77,12 +91,16 @@ impl Client {
         let key = generate_key();
         let call = StreamCall::new(Method::GET, &path)
             .header(SEC_WEBSOCKET_VERSION, "13")
+            .header(SEC_WEBSOCKET_PROTOCOL, ACKNOWLEDGED)
             .header(SEC_WEBSOCKET_KEY, &key);
         let (head, tunnel) = self.upgrade(call, "websocket").await?;
         let accept = head.headers().get(SEC_WEBSOCKET_ACCEPT);
         if accept.is_none_or(|a| a.as_bytes() != derive_accept_key(key.as_bytes()).as_bytes()) {
             return Err(self.protocol("a websocket for somebody else".to_owned()));
         }
+        let protocol = head.headers().get(SEC_WEBSOCKET_PROTOCOL);
+        let acknowledges = protocol.is_some_and(|chosen| chosen == ACKNOWLEDGED);
+        let taken = acknowledges.then(|| watch::Sender::new(0));
         let config = WebSocketConfig::default()
             .max_message_size(Some(RECEIVED_MAX_BYTES))
             .max_frame_size(Some(RECEIVED_MAX_BYTES))
@@ -93,24 +111,48 @@ impl Client {
         let tried = self.endpoint().to_string();
         let mut input = SessionInput {
             sink,
+            sent: 0,
+            taken: taken.as_ref().map(watch::Sender::subscribe),
             tried: tried.clone(),
         };
         let sent = timeout(START_DEADLINE, input.send(Message::text(first))).await;
         sent.unwrap_or_else(|_| Err(self.lost("the session was not taken".to_owned())))?;
-        Ok((input, SessionOutput { stream, tried }))
+        let output = SessionOutput {
+            stream,
+            taken,
+            tried,
+        };
+        Ok((input, output))
     }
 }
 
 impl SessionInput {
-    /// Gives the command bytes on its standard input. Waits while it does not read them.
+    /// Gives the command bytes on its standard input. Waits while it does not read them; that it does is
+    /// heard by who reads the output.
     pub async fn stdin(&mut self, bytes: &[u8]) -> Result<(), Error> {
         for piece in bytes.chunks(MESSAGE_MAX_BYTES - 1) {
+            self.sent += piece.len() as u64;
+            while timeout(ALIVE_EVERY, self.room()).await.is_err() {
+                self.alive().await?;
+            }
             let mut message = BytesMut::with_capacity(piece.len() + 1);
             message.put_u8(Stream::Stdin as u8);
             message.put_slice(piece);
             self.send(Message::Binary(message.freeze())).await?;
         }
         Ok(())
+    }
+
+    /// Waits until no more is on the way than may be.
+    async fn room(&mut self) {
+        let sent = self.sent;
+        if let Some(taken) = &mut self.taken {
+            let is_room = |taken: &u64| sent <= taken.saturating_add(WINDOW_BYTES);
+            if taken.wait_for(is_room).await.is_err() {
+                // Whoever read the output is gone, and with it the session: sending says how.
+                self.taken = None;
+            }
+        }
     }
 
     /// Says something about the session.
@@ -151,7 +193,11 @@ impl SessionOutput {
                     Ok(Message::Close(_))
                     | Err(WebSocketError::ConnectionClosed | WebSocketError::AlreadyClosed),
                 ) => return Ok(None),
-                Some(Ok(Message::Binary(message))) => return self.output(message).map(Some),
+                Some(Ok(Message::Binary(message))) => {
+                    if let Some(event) = self.output(message)? {
+                        return Ok(Some(event));
+                    }
+                }
                 Some(Ok(Message::Text(text))) => {
                     let event = serde_json::from_str(&text)
                         .map_err(|e| self.wrong(format!("an event that can't be read: {e}")))?;
@@ -164,13 +210,19 @@ impl SessionOutput {
         }
     }
 
-    fn output(&self, mut message: Bytes) -> Result<SessionEvent, Error> {
+    fn output(&self, mut message: Bytes) -> Result<Option<SessionEvent>, Error> {
         let stream = message.first().copied().and_then(Stream::of);
         let bytes = message.split_off(message.len().min(1));
         match stream {
-            Some(Stream::Stdout) => Ok(SessionEvent::Stdout(bytes)),
-            Some(Stream::Stderr) => Ok(SessionEvent::Stderr(bytes)),
-            Some(Stream::Stdin) | None => Err(self.wrong("bytes of no stream".to_owned())),
+            Some(Stream::Stdout) => Ok(Some(SessionEvent::Stdout(bytes))),
+            Some(Stream::Stderr) => Ok(Some(SessionEvent::Stderr(bytes))),
+            Some(Stream::Stdin) | None => match (&self.taken, acknowledged_bytes(&bytes)) {
+                (Some(taken), Some(bytes)) if stream.is_some() => {
+                    taken.send_replace(bytes);
+                    Ok(None)
+                }
+                _ => Err(self.wrong("bytes of no stream".to_owned())),
+            },
         }
     }
 

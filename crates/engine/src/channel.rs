@@ -98,8 +98,6 @@ pub enum SessionInput {
     StdinEof,
     /// The window of its terminal changed.
     Resize(WindowSize),
-    /// Send a signal to its process group.
-    Signal(i32),
 }
 
 /// What a running command tells. After `Ended` or `Failed` comes nothing.
@@ -127,6 +125,9 @@ pub struct Session {
     pub pid: u32,
     /// To the command. Full means that it does not read: wait.
     pub input: mpsc::Sender<SessionInput>,
+    /// Signals for its process group, by number, which do not wait behind input. Closed when the channel
+    /// carries none.
+    pub signals: mpsc::Sender<i32>,
     /// From the command. Closed without `Ended` or `Failed`: the outcome is unknown.
     pub output: mpsc::Receiver<SessionOutput>,
 }

@@ -439,9 +439,11 @@ impl Channel for FakeNode {
             };
             let _ = output.send(ended).await;
         });
+        let (signals, _) = mpsc::channel(1);
         Ok(Session {
             pid: 1,
             input,
+            signals,
             output: told,
         })
     }

@@ -5,7 +5,9 @@
 //!  output ◀── reader task ◀── websocket ◀── agent
 //! ```
 //! The two tasks don't wait for each other: a command that does not read its input still gets rid of its
-//! output. Both channels are bounded, so whoever is slow slows its own stream only. Whatever happens,
+//! output. All channels are bounded, so whoever is slow slows its own stream only. No more input is sent than
+//! the agent keeps for a command that does not read ([`WINDOW_BYTES`]), so that signals, which have a channel
+//! of their own, never wait behind it. Whatever happens,
 //! the output's last message is [`SessionOutput::Ended`] or [`SessionOutput::Failed`], and dropping the
 //! output ends the session and with it the command.
 
@@ -14,7 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use api::exec::ExecEvent;
-use api::session::{MESSAGE_MAX_BYTES, SessionControl, SessionStart, Stream, WindowSize};
+use api::session::{
+    ACKNOWLEDGED, MESSAGE_MAX_BYTES, SessionControl, SessionStart, Stream, WINDOW_BYTES,
+    WindowSize, acknowledged_bytes,
+};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
@@ -22,7 +27,7 @@ use http::header::{self, HeaderValue};
 use http::{Method, StatusCode};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -61,8 +66,6 @@ pub enum SessionInput {
     StdinEof,
     /// The window of its terminal changed.
     Resize(WindowSize),
-    /// Send this signal, 1 to 64, to its process group.
-    Signal(i32),
 }
 
 /// What a running command tells. After `Ended` or `Failed` comes nothing.
@@ -95,6 +98,8 @@ pub struct AgentSession {
     pub pid: u32,
     /// To the command. Full means that it does not read: wait.
     pub input: mpsc::Sender<SessionInput>,
+    /// Signals, 1 to 64, for its process group; they do not wait behind input.
+    pub signals: mpsc::Sender<i32>,
     /// From the command.
     pub output: mpsc::Receiver<SessionOutput>,
 }
@@ -119,7 +124,7 @@ impl Link {
                 reason: format!("a session's command has at most {START_MAX_BYTES} bytes as JSON"),
             });
         }
-        let mut socket = self.socket(peer).await?;
+        let (mut socket, acknowledges) = self.socket(peer).await?;
         let unknown = |reason: String| LinkError::OutcomeUnknown {
             peer: name.to_owned(),
             reason,
@@ -133,21 +138,37 @@ impl Link {
         .map_err(|_| unknown("the command did not start in time".into()))??;
         let (sink, stream) = socket.split();
         let (input, inputs) = mpsc::channel(QUEUE);
+        let (signals, signalled) = mpsc::channel(QUEUE);
         let (outputs, output) = mpsc::channel(QUEUE);
         let backlog = Arc::new(Backlog::default());
-        let writer = tokio::spawn(write(sink, inputs, backlog.clone())).abort_handle();
+        let taken = acknowledges.then(|| watch::Sender::new(0));
+        let writer = Writer {
+            sink,
+            backlog: backlog.clone(),
+            stdin: Bytes::new(),
+            sent_bytes: 0,
+            taken: taken.as_ref().map(watch::Sender::subscribe),
+        };
+        let writer = tokio::spawn(writer.write(inputs, signalled)).abort_handle();
         let reader = Reader {
             stream,
             backlog,
+            taken,
             peer: name.to_owned(),
             _writer: EndsWith(writer),
         };
         tokio::spawn(read(reader, outputs));
-        Ok(AgentSession { pid, input, output })
+        Ok(AgentSession {
+            pid,
+            input,
+            signals,
+            output,
+        })
     }
 
-    /// A websocket to the agent. Nothing runs before its first message, so opening it may be repeated.
-    async fn socket(&self, peer: &Peer) -> Result<Socket, LinkError> {
+    /// A websocket to the agent, and whether the agent acknowledges input. Nothing runs before its first
+    /// message, so opening it may be repeated.
+    async fn socket(&self, peer: &Peer) -> Result<(Socket, bool), LinkError> {
         let key = generate_key();
         let accept = derive_accept_key(key.as_bytes());
         let key = HeaderValue::try_from(key).map_err(|e| LinkError::NothingRan {
@@ -162,6 +183,10 @@ impl Link {
                 header::SEC_WEBSOCKET_VERSION,
                 HeaderValue::from_static("13"),
             )
+            .header(
+                header::SEC_WEBSOCKET_PROTOCOL,
+                HeaderValue::from_static(ACKNOWLEDGED),
+            )
             .header(header::SEC_WEBSOCKET_KEY, key);
         let answer = match self.call(&Destination::agent(peer), call).await {
             Err(LinkError::OutcomeUnknown { peer, reason }) => {
@@ -169,7 +194,10 @@ impl Link {
             }
             answer => answer?,
         };
-        let accepted = answer.response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
+        let headers = answer.response.headers();
+        let protocol = headers.get(header::SEC_WEBSOCKET_PROTOCOL);
+        let acknowledges = protocol.is_some_and(|chosen| chosen == ACKNOWLEDGED);
+        let accepted = headers.get(header::SEC_WEBSOCKET_ACCEPT);
         let is_websocket = accepted.is_some_and(|sent| sent.as_bytes() == accept.as_bytes());
         if answer.response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_websocket {
             return Err(LinkError::NotReachable {
@@ -192,7 +220,8 @@ impl Link {
                 reason: error.to_string(),
             }
         })?;
-        Ok(WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await)
+        let socket = WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await;
+        Ok((socket, acknowledges))
     }
 }
 
@@ -235,64 +264,113 @@ async fn started(socket: &mut Socket, peer: &str) -> Result<u32, LinkError> {
     }
 }
 
-async fn write(
-    mut sink: SplitSink<Socket, Message>,
-    mut inputs: mpsc::Receiver<SessionInput>,
+/// The way to the agent.
+struct Writer {
+    sink: SplitSink<Socket, Message>,
     backlog: Arc<Backlog>,
-) {
-    let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
-    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut open = true;
-    loop {
-        let sent = tokio::select! {
-            input = inputs.recv(), if open => match input {
-                Some(input) => send(&mut sink, input, &backlog).await,
-                None => {
-                    open = false;
-                    Ok(())
-                }
-            },
-            _ = pings.tick() => {
-                let count = backlog.sent.load(Ordering::Acquire);
-                let payload = Bytes::copy_from_slice(&count.to_be_bytes());
-                sink.send(Message::Ping(payload)).await
-            }
-        };
-        // The reader sees the same end and tells it.
-        if sent.is_err() {
-            return;
-        }
-    }
+    /// Input that is to be sent.
+    stdin: Bytes,
+    sent_bytes: u64,
+    /// How much of it the agent has taken, if it says so.
+    taken: Option<watch::Receiver<u64>>,
 }
 
-async fn send(
-    sink: &mut SplitSink<Socket, Message>,
-    input: SessionInput,
-    backlog: &Backlog,
-) -> Result<(), tokio_tungstenite::tungstenite::Error> {
-    backlog.sent.fetch_add(1, Ordering::AcqRel);
-    let control = match input {
-        SessionInput::Stdin(mut bytes) => {
-            while !bytes.is_empty() {
-                let part = bytes.split_to(bytes.len().min(MESSAGE_MAX_BYTES));
-                let mut message = BytesMut::with_capacity(part.len() + 1);
-                message.put_u8(Stream::Stdin as u8);
-                message.put(part);
-                sink.send(Message::Binary(message.freeze())).await?;
+type Sent = Result<(), tokio_tungstenite::tungstenite::Error>;
+
+impl Writer {
+    async fn write(
+        mut self,
+        mut inputs: mpsc::Receiver<SessionInput>,
+        mut signals: mpsc::Receiver<i32>,
+    ) {
+        let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut open, mut signalled) = (true, true);
+        loop {
+            let is_sending = !self.stdin.is_empty();
+            let sent = tokio::select! {
+                signal = signals.recv(), if signalled => match signal {
+                    Some(signal) => self.control(SessionControl::Signal { signal }).await,
+                    None => {
+                        signalled = false;
+                        Ok(())
+                    }
+                },
+                () = self.room(), if is_sending => self.piece().await,
+                input = inputs.recv(), if open && !is_sending => match input {
+                    Some(input) => self.input(input).await,
+                    None => {
+                        open = false;
+                        Ok(())
+                    }
+                },
+                _ = pings.tick() => {
+                    let count = self.backlog.sent.load(Ordering::Acquire);
+                    let payload = Bytes::copy_from_slice(&count.to_be_bytes());
+                    self.sink.send(Message::Ping(payload)).await
+                }
+            };
+            // The reader sees the same end and tells it.
+            if sent.is_err() {
+                return;
             }
+        }
+    }
+
+    /// Waits until more input may be on the way.
+    async fn room(&mut self) {
+        let sent_bytes = self.sent_bytes;
+        if let Some(taken) = &mut self.taken {
+            let is_room = |taken: &u64| sent_bytes < taken.saturating_add(WINDOW_BYTES);
+            // Without a reader nothing is sent any more.
+            let _ = taken.wait_for(is_room).await;
+        }
+    }
+
+    async fn piece(&mut self) -> Sent {
+        let on_the_way = self
+            .taken
+            .as_ref()
+            .map_or(0, |taken| self.sent_bytes.saturating_sub(*taken.borrow()));
+        let room = usize::try_from(WINDOW_BYTES.saturating_sub(on_the_way)).unwrap_or(usize::MAX);
+        let most = self.stdin.len().min(MESSAGE_MAX_BYTES).min(room);
+        let part = self.stdin.split_to(most);
+        if part.is_empty() {
             return Ok(());
         }
-        SessionInput::StdinEof => SessionControl::StdinEof,
-        SessionInput::Resize(WindowSize { rows, cols }) => SessionControl::Resize { rows, cols },
-        SessionInput::Signal(signal) => SessionControl::Signal { signal },
-    };
-    let json = serde_json::to_string(&control).map_err(std::io::Error::other)?;
-    sink.send(Message::Text(json.into())).await
+        self.sent_bytes += part.len() as u64;
+        let mut message = BytesMut::with_capacity(part.len() + 1);
+        message.put_u8(Stream::Stdin as u8);
+        message.put(part);
+        self.sink.send(Message::Binary(message.freeze())).await
+    }
+
+    async fn input(&mut self, input: SessionInput) -> Sent {
+        match input {
+            SessionInput::Stdin(bytes) => {
+                self.backlog.sent.fetch_add(1, Ordering::AcqRel);
+                self.stdin = bytes;
+                Ok(())
+            }
+            SessionInput::StdinEof => self.control(SessionControl::StdinEof).await,
+            SessionInput::Resize(WindowSize { rows, cols }) => {
+                self.control(SessionControl::Resize { rows, cols }).await
+            }
+        }
+    }
+
+    async fn control(&mut self, control: SessionControl) -> Sent {
+        self.backlog.sent.fetch_add(1, Ordering::AcqRel);
+        let json = serde_json::to_string(&control).map_err(std::io::Error::other)?;
+        self.sink.send(Message::Text(json.into())).await
+    }
 }
 
 struct Reader {
     stream: SplitStream<Socket>,
     backlog: Arc<Backlog>,
+    /// How much of the input the agent has taken, if it says so.
+    taken: Option<watch::Sender<u64>>,
     peer: String,
     _writer: EndsWith,
 }
@@ -359,11 +437,19 @@ impl Reader {
                 peer: self.peer.clone(),
                 reason: cut(message, 2000),
             }),
-            Said::Bytes(Stream::Stdin, _) | Said::Event(_) => Err(garbage(
-                &self.peer,
-                "this message has no place in a session",
-            )),
+            Said::Bytes(Stream::Stdin, bytes) => match (&self.taken, acknowledged_bytes(&bytes)) {
+                (Some(taken), Some(bytes)) => {
+                    taken.send_replace(bytes);
+                    Ok(None)
+                }
+                _ => Err(self.misplaced()),
+            },
+            Said::Event(_) => Err(self.misplaced()),
         }
+    }
+
+    fn misplaced(&self) -> LinkError {
+        garbage(&self.peer, "this message has no place in a session")
     }
 }
 

@@ -17,6 +17,7 @@ mod audited;
 mod auth;
 mod files;
 mod forward;
+mod hearing;
 mod idempotency;
 mod instances;
 mod openapi;

@@ -10,7 +10,10 @@ use std::time::Duration;
 use ::audit::{Intent, Outcome};
 use api::Problem;
 use api::exec::{ExecEvent, Pieces};
-use api::session::{MESSAGE_MAX_BYTES, SessionControl, SessionStart, Stream, WindowSize};
+use api::session::{
+    ACKNOWLEDGED, MESSAGE_MAX_BYTES, SessionStart, Stream, WINDOW_BYTES, WindowSize,
+    acknowledgement,
+};
 use axum::Extension;
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -25,18 +28,17 @@ use futures::{SinkExt, StreamExt};
 use http::HeaderMap;
 use http::header::{CONTENT_TYPE, HOST, ORIGIN};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval, timeout};
 
 use crate::State;
 use crate::answer::Failed;
 use crate::audited::{self, Pending};
 use crate::auth::Actor;
+use crate::hearing::Hearing;
 
 /// The first message must come within this time.
 const START_DEADLINE: Duration = Duration::from_secs(10);
-/// A caller that answers no ping for so long is gone.
-const SILENCE: Duration = Duration::from_secs(45);
 const PING: Duration = Duration::from_secs(15);
 
 pub(crate) fn routes() -> Router<State> {
@@ -84,7 +86,10 @@ fn accept(
                 .hint("this call is a websocket; its messages: /api/v1/openapi.json"),
         )
     })?;
-    Ok(upgrade.max_message_size(2 * MESSAGE_MAX_BYTES))
+    Ok(upgrade
+        .protocols([ACKNOWLEDGED])
+        .max_message_size(2 * MESSAGE_MAX_BYTES)
+        .max_frame_size(2 * MESSAGE_MAX_BYTES))
 }
 
 /// A browser says which page opens a websocket; only pages of this very host may.
@@ -110,6 +115,7 @@ fn refuse_foreign_origin(headers: &HeaderMap) -> Result<(), Box<Problem>> {
 }
 
 async fn serve(state: State, actor: Actor, name: String, socket: WebSocket, wants_tty: bool) {
+    let acknowledges = socket.protocol().is_some();
     let (mut to, mut from) = socket.split();
     match begin(&state, &actor, &name, &mut from, wants_tty).await {
         Err(problem) => {
@@ -125,7 +131,7 @@ async fn serve(state: State, actor: Actor, name: String, socket: WebSocket, want
             send_last(&mut to, &event).await;
         }
         Ok((session, channel, intent)) => {
-            let outcome = carry(session, channel, &mut to, from).await;
+            let outcome = carry(session, channel, (&mut to, acknowledges), from).await;
             audited::finish(intent, outcome.channel(channel)).await;
         }
     }
@@ -191,10 +197,15 @@ pub(crate) fn outcome_of_problem(problem: &Problem) -> Outcome {
 async fn carry(
     session: Session,
     channel: &str,
-    to: &mut SplitSink<WebSocket, Message>,
+    (to, acknowledges): (&mut SplitSink<WebSocket, Message>, bool),
     from: SplitStream<WebSocket>,
 ) -> Outcome {
-    let Session { pid, input, output } = session;
+    let Session {
+        pid,
+        input,
+        signals,
+        output,
+    } = session;
     let started = ExecEvent::Started {
         pid,
         channel: channel.into(),
@@ -202,10 +213,12 @@ async fn carry(
     if send(to, &started).await.is_err() {
         return Outcome::unknown("hung_up");
     }
+    let (taken, told) = watch::channel(0);
+    let mut hearing = Hearing::new(input, signals, taken);
     // With the other branch the command is dropped, and ends.
     let wrong = tokio::select! {
-        outcome = tell(to, output) => return outcome,
-        wrong = listen(from, input) => wrong,
+        outcome = tell(to, output, acknowledges.then_some(told)) => return outcome,
+        wrong = hearing.listen(from) => wrong,
     };
     if let Some(what) = wrong {
         let event = ExecEvent::Error {
@@ -218,50 +231,28 @@ async fn carry(
     Outcome::unknown("hung_up")
 }
 
-/// From the caller to the command. Returns when the caller is gone, or with what is not understood.
-async fn listen(
-    mut from: SplitStream<WebSocket>,
-    input: mpsc::Sender<SessionInput>,
-) -> Option<&'static str> {
-    while let Ok(Some(Ok(message))) = timeout(SILENCE, from.next()).await {
-        let said = match message {
-            Message::Binary(bytes) if bytes.first() == Some(&(Stream::Stdin as u8)) => {
-                SessionInput::Stdin(bytes.slice(1..))
-            }
-            Message::Text(text) => match serde_json::from_str(text.as_str()) {
-                Ok(SessionControl::Resize { rows, cols }) => {
-                    SessionInput::Resize(WindowSize { rows, cols })
-                }
-                Ok(SessionControl::StdinEof) => SessionInput::StdinEof,
-                Ok(SessionControl::Signal { signal }) => SessionInput::Signal(signal),
-                Err(_) => {
-                    return Some("a text message is no control message; the command was ended");
-                }
-            },
-            Message::Ping(_) | Message::Pong(_) => continue,
-            Message::Binary(_) => {
-                return Some("a binary message is not standard input; the command was ended");
-            }
-            Message::Close(_) => return None,
-        };
-        // A command that has ended or reads no more is no reason to hang up.
-        let _ = input.send(said).await;
-    }
-    None
-}
-
 /// From the command to the caller, until its end.
 async fn tell(
     to: &mut SplitSink<WebSocket, Message>,
     mut output: mpsc::Receiver<SessionOutput>,
+    mut taken: Option<watch::Receiver<u64>>,
 ) -> Outcome {
     let mut ping = interval(PING);
     ping.reset();
+    let mut acknowledged = 0;
     loop {
         let said = tokio::select! {
             said = output.recv() => said,
             _ = ping.tick() => {
                 if to.send(Message::Ping(Bytes::new())).await.is_err() {
+                    return Outcome::unknown("hung_up");
+                }
+                continue;
+            }
+            bytes = more_than(acknowledged + WINDOW_BYTES / 4, &mut taken) => {
+                acknowledged = bytes;
+                let message = Bytes::copy_from_slice(&acknowledgement(bytes));
+                if to.send(Message::Binary(message)).await.is_err() {
                     return Outcome::unknown("hung_up");
                 }
                 continue;
@@ -279,6 +270,18 @@ async fn tell(
         if sent.is_err() {
             return Outcome::unknown("hung_up");
         }
+    }
+}
+
+/// How much input was taken, once it is so much.
+async fn more_than(least_bytes: u64, taken: &mut Option<watch::Receiver<u64>>) -> u64 {
+    let Some(taken) = taken else {
+        return std::future::pending().await;
+    };
+    let bytes = taken.wait_for(|bytes| *bytes >= least_bytes).await;
+    match bytes.map(|bytes| *bytes) {
+        Ok(bytes) => bytes,
+        Err(_) => std::future::pending().await,
     }
 }
 
@@ -361,7 +364,9 @@ pub(crate) async fn stream(
     let (lines, body) = mpsc::channel::<Result<Bytes, std::convert::Infallible>>(8);
     tokio::spawn(async move {
         // The input goes with its sender: whatever the request held was sent first.
-        let Session { pid, input, output } = session;
+        let Session {
+            pid, input, output, ..
+        } = session;
         let _ = input.send(SessionInput::StdinEof).await;
         let started = ExecEvent::Started {
             pid,

@@ -2,27 +2,30 @@
 //! because it is process 1 or a subreaper.
 //!
 //! ```text
-//!   start ──(under the lock: fork, enter in table)──▶ table: pid → who waits
-//!   SIGCHLD ──▶ reap ──(under the lock: waitpid until nobody is left)──▶ status to who waits
+//!   start ──say that one starts──▶ make it ──(under the lock: enter in table)──▶ table: pid → who waits
+//!   SIGCHLD ──▶ reap ──(under the lock: who has ended?) ─┬─ in the table ──▶ status to who waits
+//!                                                       ├─ may be one that starts ──▶ stays for now
+//!                                                       └─ stranger ──▶ status dropped
 //! ```
-//! A process has one parent, so there is one table, whoever uses it. Because a process is started and
-//! entered under the lock under which statuses are taken, no status can be taken of a process that is
-//! not entered yet, and no number in the table can mean another process. Statuses of strangers are orphans' and are
-//! dropped. Nothing else in a process that uses this may wait for children of its own.
+//! A process has one parent, so there is one table, whoever uses it. Starts do not wait for each
+//! other. A number stays its process's own until the status is taken, and a status is only taken of a
+//! process that is in the table, or that has ended before every start under way began and so is a
+//! stranger, an orphan: no status is lost or told to the wrong one. Nothing else in a
+//! process that uses this may wait for children of its own.
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::num::NonZeroI32;
-use std::process::Child;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process_group, set_child_subreaper, wait,
+    Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process_group, set_child_subreaper, waitpid,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+
+use super::fork::ended_child;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +36,24 @@ pub enum Status {
     Signalled(i32),
 }
 
-type Table = BTreeMap<NonZeroI32, oneshot::Sender<Status>>;
+/// See the module's documentation.
+struct Table {
+    waiting: BTreeMap<NonZeroI32, oneshot::Sender<Status>>,
+    /// The starts under way, by their order.
+    starting: BTreeSet<u64>,
+    /// The number of the next start.
+    next: u64,
+    /// One that ended and is not in the table, and the start that was next when it was seen: if it is no
+    /// stranger, then an earlier one made it.
+    doubtful: Option<(Pid, u64)>,
+}
 
-static TABLE: Mutex<Table> = Mutex::new(Table::new());
+static TABLE: Mutex<Table> = Mutex::new(Table {
+    waiting: BTreeMap::new(),
+    starting: BTreeSet::new(),
+    next: 0,
+    doubtful: None,
+});
 
 fn table() -> MutexGuard<'static, Table> {
     TABLE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -55,47 +73,30 @@ pub fn adopt() -> io::Result<()> {
 }
 
 /// Starts a process and tells its number and, once, its status. A receiver without a status means
-/// that the status is lost. One process starts at a time.
+/// that the status is lost.
 pub fn start<E>(
-    spawn: impl FnOnce() -> Result<Child, E>,
+    spawn: impl FnOnce() -> Result<Pid, E>,
 ) -> Result<(Pid, oneshot::Receiver<Status>), E> {
+    let number = table().begin();
+    let spawned = spawn();
     let mut table = table();
-    let child = without_favour(spawn)?;
-    let pid = Pid::from_child(&child);
-    let (tell, status) = oneshot::channel();
-    table.insert(pid.as_raw_nonzero(), tell);
-    Ok((pid, status))
-}
-
-/// The kernel may have been told to end this process last (or first) when memory runs out. That is
-/// meant for the agent, and children inherit it at fork, so for that moment it is put aside. Afterwards
-/// would be too late: the child may have children by then.
-fn without_favour<T>(spawn: impl FnOnce() -> T) -> T {
-    const FAVOUR: &str = "/proc/self/oom_score_adj";
-    static OWN: LazyLock<Option<String>> = LazyLock::new(|| {
-        let own = fs::read_to_string(FAVOUR).ok()?;
-        (own.trim() != "0").then_some(own)
+    table.starting.remove(&number);
+    let started = spawned.map(|pid| {
+        let (tell, status) = oneshot::channel();
+        table.waiting.insert(pid.as_raw_nonzero(), tell);
+        (pid, status)
     });
-    let set = |value: &str| {
-        if let Err(error) = fs::write(FAVOUR, value) {
-            tracing::debug!(%error, "the agent's place among those ended for memory stays");
-        }
-    };
-    if OWN.is_some() {
-        set("0");
+    if table.doubtful.is_some() {
+        table.reap();
     }
-    let child = spawn();
-    if let Some(own) = OWN.as_ref() {
-        set(own);
-    }
-    child
+    started
 }
 
 /// Signals the process group that `pid` leads, unless its status was taken already.
 pub fn signal_group(pid: Pid, signal: Signal) -> io::Result<()> {
     // Under the lock: as long as it is in the table, its number is its own.
     let table = table();
-    if table.contains_key(&pid.as_raw_nonzero()) {
+    if table.waiting.contains_key(&pid.as_raw_nonzero()) {
         kill_process_group(pid, signal)?;
     }
     Ok(())
@@ -103,32 +104,66 @@ pub fn signal_group(pid: Pid, signal: Signal) -> io::Result<()> {
 
 /// Whether the process is there and its number its own.
 pub fn is_running(pid: Pid) -> bool {
-    table().contains_key(&pid.as_raw_nonzero())
+    table().waiting.contains_key(&pid.as_raw_nonzero())
 }
 
 /// Takes every status that is there. True when this process has no children at all.
 pub fn reap() -> bool {
-    let mut table = table();
-    loop {
-        match wait(WaitOptions::NOHANG) {
-            Ok(Some((pid, status))) => {
-                if let Some(status) = end(status)
-                    && let Some(waiting) = table.remove(&pid.as_raw_nonzero())
-                {
-                    // Who waited may have gone; the process is reaped all the same.
-                    let _ = waiting.send(status);
+    table().reap()
+}
+
+impl Table {
+    fn begin(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.starting.insert(number);
+        number
+    }
+
+    fn reap(&mut self) -> bool {
+        loop {
+            match ended_child() {
+                Ok(Some(pid)) if self.may_be_starting(pid) => return false,
+                Ok(Some(pid)) => self.take(pid),
+                Ok(None) => return false,
+                Err(Errno::INTR) => {}
+                Err(error) => {
+                    if !self.waiting.is_empty() {
+                        let lost = self.waiting.len();
+                        tracing::error!(%error, lost, "statuses of processes are lost");
+                        // Who waits sees its sender go.
+                        self.waiting.clear();
+                    }
+                    return true;
                 }
             }
-            Ok(None) => return false,
-            Err(Errno::INTR) => {}
-            Err(error) => {
-                if !table.is_empty() {
-                    tracing::error!(%error, lost = table.len(), "statuses of processes are lost");
-                    // Who waits sees its sender go.
-                    table.clear();
-                }
-                return true;
-            }
+        }
+    }
+
+    /// Whether a start under way may have made this process, which has ended. It is asked again
+    /// when the next one of these is done.
+    fn may_be_starting(&mut self, pid: Pid) -> bool {
+        if self.waiting.contains_key(&pid.as_raw_nonzero()) {
+            return false;
+        }
+        let before = match self.doubtful {
+            Some((doubtful, before)) if doubtful == pid => before,
+            _ => self.next,
+        };
+        let may_be = self.starting.first().is_some_and(|start| *start < before);
+        self.doubtful = may_be.then_some((pid, before));
+        may_be
+    }
+
+    fn take(&mut self, pid: Pid) {
+        // It has ended, so this does not wait.
+        let status = waitpid(Some(pid), WaitOptions::NOHANG).ok().flatten();
+        if let Some((_, status)) = status
+            && let Some(status) = end(status)
+            && let Some(waiting) = self.waiting.remove(&pid.as_raw_nonzero())
+        {
+            // Who waited may have gone; the process is reaped all the same.
+            let _ = waiting.send(status);
         }
     }
 }

@@ -5,8 +5,8 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
-use tokio::sync::OwnedSemaphorePermit;
 
+use super::Slot;
 use super::failure::Failure;
 use super::order::Order;
 use super::output::{Taker, read_all};
@@ -42,9 +42,9 @@ impl Taker for Kept {
 }
 
 /// Dropping the future ends the command.
-pub async fn run(order: Order, slot: OwnedSemaphorePermit) -> Result<Response, Failure> {
+pub async fn run(order: Order, slot: Slot) -> Result<Response, Failure> {
     let (mut stdout, mut stderr) = (Kept::default(), Kept::default());
-    let end = match spawn::with_pipes(&order, !order.stdin.is_empty()) {
+    let end = match spawn::with_pipes(&order, &slot, !order.stdin.is_empty()) {
         Ok((started, pipes)) => {
             let process = Process::new(started, &order, slot);
             let ended = process.ended();

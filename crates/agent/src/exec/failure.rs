@@ -33,6 +33,12 @@ pub enum Failure {
     /// The process ended and nobody knows how.
     #[error("the command's status is lost")]
     Lost,
+    /// The agent was told to stop and ended the command.
+    #[error("the agent stops, and the command was ended with it")]
+    Stopped,
+    /// The agent was told to stop before there was a command.
+    #[error("the agent stops and starts no more commands")]
+    Stopping,
     /// The caller did not take what the command wrote before it ended.
     #[error("the output was not read within {0} s of the command's end")]
     Unread(u64),
@@ -50,8 +56,10 @@ impl Failure {
     /// The stable code.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Request { .. } | Self::Full(_) | Self::Kernel { .. } => "nothing_ran",
-            Self::Lost | Self::Unread(_) => "outcome_unknown",
+            Self::Request { .. } | Self::Full(_) | Self::Kernel { .. } | Self::Stopping => {
+                "nothing_ran"
+            }
+            Self::Lost | Self::Stopped | Self::Unread(_) => "outcome_unknown",
         }
     }
 
@@ -63,7 +71,8 @@ impl Failure {
                 503,
                 "nothing was started; the guest may lack memory or processes",
             ),
-            Self::Lost | Self::Unread(_) => (
+            Self::Stopping => (503, "nothing was started; try again when the agent is back"),
+            Self::Lost | Self::Stopped | Self::Unread(_) => (
                 500,
                 "the command may have done all, some or none of its work",
             ),

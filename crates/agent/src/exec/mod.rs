@@ -11,10 +11,12 @@
 //! bounded: a caller that does not read slows its own command and nothing else. Who may call is decided where
 //! the router is served.
 
+mod cgroup;
 mod children;
 mod collect;
 mod failure;
 mod fork;
+mod hearing;
 mod order;
 mod output;
 mod process;
@@ -29,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::exec::ExecRequest;
+use api::session::ACKNOWLEDGED;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
@@ -36,12 +39,14 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, timeout, timeout_at};
 
+use cgroup::Group;
 use failure::Failure;
 use order::Order;
 
+pub use cgroup::{Groups, NoGroups};
 pub(crate) use children::{adopt, reap};
 
 /// How many commands run at a time.
@@ -57,14 +62,46 @@ const MESSAGE_MAX_BYTES: usize = 128 << 10;
 /// nothing else in it may wait for children (`std::process::Child::wait`, `tokio::process`).
 pub struct Processes {
     slots: Arc<Semaphore>,
+    groups: Option<Arc<Groups>>,
+    stopping: watch::Sender<bool>,
+}
+
+/// The place of one running command.
+struct Slot {
+    _place: OwnedSemaphorePermit,
+    groups: Option<Arc<Groups>>,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Slot {
+    /// A control group for the command, where there are such.
+    fn group(&self) -> Option<Group> {
+        self.groups.as_ref()?.claim()
+    }
+
+    /// Ends when the agent stops.
+    async fn stopped(&mut self) {
+        if self.stopping.wait_for(|stopping| *stopping).await.is_err() {
+            // Whoever could stop it is gone.
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 impl Processes {
-    /// Begins to take in orphans and statuses. Needs a runtime, and lives as long as that.
-    pub fn start() -> io::Result<Arc<Self>> {
+    /// Begins to take in orphans and statuses; commands get control groups of their own if `groups`
+    /// can make them. Needs a runtime, and lives as long as that.
+    pub fn start(groups: Option<Groups>) -> io::Result<Arc<Self>> {
         children::adopt()?;
+        process_tree::start_hunter()?;
+        let groups = groups.map(Arc::new);
+        if let Some(groups) = &groups {
+            tokio::spawn(Groups::keep(Arc::downgrade(groups), groups.changed()));
+        }
         Ok(Arc::new(Self {
             slots: Arc::new(Semaphore::new(RUNNING_MAX)),
+            groups,
+            stopping: watch::Sender::new(false),
         }))
     }
 
@@ -73,9 +110,33 @@ impl Processes {
         RUNNING_MAX.saturating_sub(self.slots.available_permits())
     }
 
-    fn slot(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        let slot = self.slots.clone().try_acquire_owned();
-        slot.map_err(|_| Failure::Full(RUNNING_MAX))
+    /// Ends every command with its whole tree, and starts no more. False when something is still there
+    /// after `patience`.
+    pub async fn stop(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        self.stopping.send_replace(true);
+        let all = u32::try_from(RUNNING_MAX).unwrap_or(u32::MAX);
+        let ended = timeout_at(until, self.slots.acquire_many(all)).await;
+        // Those whose callers had gone before.
+        let hunts = move || process_tree::await_hunts_until(until.into_std());
+        let hunted = tokio::task::spawn_blocking(hunts).await;
+        if let Some(groups) = &self.groups {
+            groups.clear();
+        }
+        ended.is_ok() && hunted.unwrap_or(false)
+    }
+
+    fn slot(&self) -> Result<Slot, Failure> {
+        let stopping = self.stopping.subscribe();
+        if *stopping.borrow() {
+            return Err(Failure::Stopping);
+        }
+        let place = self.slots.clone().try_acquire_owned();
+        Ok(Slot {
+            _place: place.map_err(|_| Failure::Full(RUNNING_MAX))?,
+            groups: self.groups.clone(),
+            stopping,
+        })
     }
 }
 
@@ -103,6 +164,7 @@ async fn exec(
 
 async fn open(State(processes): State<Arc<Processes>>, upgrade: WebSocketUpgrade) -> Response {
     upgrade
+        .protocols([ACKNOWLEDGED])
         .max_message_size(MESSAGE_MAX_BYTES)
         .max_frame_size(MESSAGE_MAX_BYTES)
         .on_upgrade(move |socket| session::run(processes, socket))

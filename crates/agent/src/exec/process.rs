@@ -3,9 +3,15 @@
 //! ```text
 //!   running ──status──▶ ended ──output that is there, 200 ms for what still comes──▶ done
 //!      ├──deadline──▶ whole tree killed ──▶ the same, timed out
+//!      ├──the agent stops──▶ whole tree killed ──▶ failure
 //!      └──dropped───▶ whole tree killed in the background
 //! ```
 //! What a command that ended by itself left running on purpose is its own business.
+//!
+//! The whole tree is what is in the command's control group, where it has one ([`super::cgroup`]), and
+//! what [`process_tree`] finds: descendants, and those that left the family by the cookie in their
+//! environment or the mark among their limits. Without a control group a process is missed that has done
+//! away with all of that, parents, environment and the limit of resident memory, on purpose.
 
 use std::future::Future;
 use std::pin::pin;
@@ -13,12 +19,15 @@ use std::time::Duration;
 
 use process_tree::Guard;
 use rustix::process::{Pid, Signal};
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::Slot;
+use super::cgroup::Group;
 use super::children::{self, Status};
 use super::failure::Failure;
 use super::order::Order;
+use super::spawn::Started;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,32 +58,30 @@ impl End {
 pub struct Process {
     pid: Pid,
     status: oneshot::Receiver<Status>,
+    group: Option<Group>,
     cookie: String,
     began: Instant,
     deadline: Option<Instant>,
     ended: watch::Sender<bool>,
     /// Its tree ends when this is dropped.
     armed: bool,
-    _slot: OwnedSemaphorePermit,
+    slot: Slot,
 }
 
 impl Process {
     /// Takes over a process that was just started.
-    pub fn new(
-        (pid, status): (Pid, oneshot::Receiver<Status>),
-        order: &Order,
-        slot: OwnedSemaphorePermit,
-    ) -> Self {
+    pub fn new(started: Started, order: &Order, slot: Slot) -> Self {
         let began = Instant::now();
         Self {
-            pid,
-            status,
+            pid: started.pid,
+            status: started.status,
+            group: started.group,
             cookie: order.cookie.clone(),
             began,
             deadline: order.timeout.map(|t| began + t),
             ended: watch::Sender::new(false),
             armed: true,
-            _slot: slot,
+            slot,
         }
     }
 
@@ -110,22 +117,29 @@ impl Process {
         let status = loop {
             tokio::select! {
                 status = &mut self.status => break Some(status),
+                () = self.slot.stopped() => {
+                    self.end_tree().await;
+                    return Err(Failure::Stopped);
+                }
                 () = &mut output, if !read => read = true,
                 () = &mut input, if !fed => fed = true,
                 () = at(self.deadline) => break None,
             }
         };
         let duration = self.began.elapsed();
-        self.armed = false;
         let (exit_code, signal) = match status {
             Some(Ok(Status::Exited(code))) => (Some(code), None),
             Some(Ok(Status::Signalled(signal))) => (None, Some(signal)),
-            Some(Err(_)) => return Err(Failure::Lost),
+            Some(Err(_)) => {
+                self.armed = false;
+                return Err(Failure::Lost);
+            }
             None => {
-                self.tree().kill().await;
+                self.end_tree().await;
                 (None, None)
             }
         };
+        self.armed = false;
         self.ended.send_replace(true);
         if !read {
             output.await;
@@ -136,6 +150,16 @@ impl Process {
             timed_out: status.is_none(),
             duration_ms: milliseconds(duration),
         })
+    }
+
+    /// Ends the tree and waits until it is gone. Goes on in the background when it is dropped meanwhile.
+    async fn end_tree(&mut self) {
+        let tree = self.tree();
+        self.armed = false;
+        if let Some(group) = self.group.take() {
+            group.end().await;
+        }
+        tree.kill().await;
     }
 
     /// Made only when it is used: from the moment at which the status is taken the number may mean
@@ -151,6 +175,9 @@ impl Drop for Process {
     fn drop(&mut self) {
         // A command whose status is there has ended by itself, though nobody heard of it.
         if self.armed && self.status.try_recv().is_err() {
+            if let Some(group) = &mut self.group {
+                group.kill();
+            }
             drop(self.tree());
         }
     }

@@ -6,29 +6,27 @@
 //!        │             └─ peer closed, broke off or fell silent ─▶ tree killed
 //!        └─ nothing within ten seconds, or nothing that can run ─▶ final event: error ─▶ …
 //! ```
-//! One task does all of it: `listen` takes what the peer says, `conduct` runs the command, `talk` is
+//! One task does all of it: [`Hearing`] takes what the peer says, `conduct` runs the command, `talk` is
 //! the only one that sends. A peer that takes long to read is not silent; one that answers no ping is.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use api::exec::ExecEvent;
-use api::session::{self, SessionControl, SessionStart, WindowSize};
+use api::session::{self, SessionStart, WindowSize};
 use axum::extract::ws::{Message, WebSocket};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
-use rustix::process::Signal;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval_at, timeout, timeout_at};
+use tokio::time::{Instant, interval_at, timeout};
 
 use super::Processes;
 use super::failure::Failure;
-use super::fork;
+use super::hearing::{Ears, Hearing};
 use super::order::Order;
 use super::output::{Outlet, Taker, UNREAD_DEADLINE, read_all};
 use super::process::{End, Process};
@@ -39,19 +37,24 @@ use super::terminal::{Keyboard, Terminal, Window};
 const START_DEADLINE: Duration = Duration::from_secs(10);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 const PING_EVERY: Duration = Duration::from_secs(15);
-const SILENCE_MAX: Duration = Duration::from_secs(45);
 /// Messages that wait to be sent.
 const WAITING_OUT: usize = 8;
-/// Messages that wait for the command to read.
-const WAITING_IN: usize = 16;
+/// Messages on the way from the hearing to the command.
+const WAITING_IN: usize = 1;
 
 /// Runs a session to its end.
 pub async fn run(processes: Arc<Processes>, socket: WebSocket) {
+    let acknowledges = socket.protocol().is_some();
     let (sink, mut stream) = socket.split();
     let (out, queue) = mpsc::channel(WAITING_OUT);
     let sending = AtomicBool::new(false);
     let conversation = async {
-        let heard = converse(&processes, &mut stream, &out, &sending).await;
+        let mut ears = Ears {
+            stream: &mut stream,
+            sending: &sending,
+            acknowledges,
+        };
+        let heard = converse(&processes, &mut ears, &out).await;
         if let Some(last) = heard {
             let _ = timeout(UNREAD_DEADLINE, out.send(text(&last))).await;
         }
@@ -105,11 +108,10 @@ async fn talk(
 /// From the first message to the final event; none when the peer is gone.
 async fn converse(
     processes: &Processes,
-    stream: &mut SplitStream<WebSocket>,
+    ears: &mut Ears<'_>,
     out: &mpsc::Sender<Message>,
-    sending: &AtomicBool,
 ) -> Option<ExecEvent> {
-    let (order, tty) = match timeout(START_DEADLINE, first(stream)).await {
+    let (order, tty) = match timeout(START_DEADLINE, first(ears.stream)).await {
         Ok(Some(Ok(start))) => start,
         Ok(Some(Err(failure))) => return Some(failure.event()),
         Ok(None) => return None,
@@ -133,11 +135,8 @@ async fn converse(
     let pid = u32::try_from(process.pid().as_raw_nonzero().get()).unwrap_or(0);
     out.send(text(&started(pid))).await.ok()?;
     let (keys, input) = mpsc::channel(WAITING_IN);
-    let mut hearing = Hearing {
-        keys: Some(keys),
-        window: streams.window(),
-        signal: Box::new(process.signaller()),
-    };
+    let window = streams.window();
+    let mut hearing = Hearing::new(keys, window, process.signaller(), out);
     let outlet = Outlet::new(out.clone(), process.ended());
     let last = tokio::select! {
         end = streams.conduct(process, &outlet, input) => match end {
@@ -146,7 +145,7 @@ async fn converse(
             Err(failure) => failure.event(),
         },
         // In both cases the other branch is dropped, and the command with it.
-        gone = hearing.listen(stream, sending) => return gone.map(|message| ExecEvent::Error {
+        gone = hearing.listen(ears) => return gone.map(|message| ExecEvent::Error {
             code: "outcome_unknown".into(),
             message,
         }),
@@ -191,11 +190,11 @@ fn open(
     let slot = processes.slot()?;
     let (started, streams): (Started, Streams) = match tty {
         Some(size) => {
-            let (started, terminal) = spawn::with_terminal(order, size)?;
+            let (started, terminal) = spawn::with_terminal(order, &slot, size)?;
             (started, Streams::Terminal(terminal))
         }
         None => {
-            let (started, pipes) = spawn::with_pipes(order, true)?;
+            let (started, pipes) = spawn::with_pipes(order, &slot, true)?;
             (started, Streams::Pipes(pipes))
         }
     };
@@ -279,84 +278,6 @@ async fn type_in(keyboard: Keyboard, mut input: mpsc::Receiver<Bytes>) {
         }
     }
     let _ = keyboard.write_end().await;
-}
-
-/// What the peer's messages act on.
-struct Hearing {
-    keys: Option<mpsc::Sender<Bytes>>,
-    window: Option<Window>,
-    signal: Box<dyn Fn(Signal) + Send + Sync>,
-}
-
-impl Hearing {
-    /// Does what the peer says until it is gone (`None`), or says what is not understood. While the
-    /// command does not take its input the peer is not heard either, so it is not silent then.
-    async fn listen(
-        &mut self,
-        stream: &mut SplitStream<WebSocket>,
-        sending: &AtomicBool,
-    ) -> Option<String> {
-        loop {
-            let message = match timeout_at(Instant::now() + SILENCE_MAX, stream.next()).await {
-                Ok(Some(Ok(message))) => message,
-                Ok(_) => return None,
-                // It has not taken yet what we sent; whether it is there at all TCP finds out.
-                Err(_) if sending.load(Ordering::Relaxed) => continue,
-                Err(_) => return None,
-            };
-            match self.hear(message).await {
-                ControlFlow::Continue(()) => {}
-                ControlFlow::Break(gone) => return gone,
-            }
-        }
-    }
-
-    async fn hear(&mut self, message: Message) -> ControlFlow<Option<String>> {
-        match message {
-            Message::Binary(bytes) => {
-                let stream = bytes.first().copied().and_then(session::Stream::of);
-                if stream != Some(session::Stream::Stdin)
-                    || bytes.len() > session::MESSAGE_MAX_BYTES + 1
-                {
-                    let what = "a binary message is not standard input or is too long";
-                    return ControlFlow::Break(Some(what.into()));
-                }
-                if let Some(keys) = &self.keys
-                    && keys.send(bytes.slice(1..)).await.is_err()
-                {
-                    self.keys = None;
-                }
-            }
-            Message::Text(text) => match serde_json::from_str(&text) {
-                Ok(control) => return self.obey(control),
-                Err(_) => {
-                    let what = "a text message is no control message";
-                    return ControlFlow::Break(Some(what.into()));
-                }
-            },
-            Message::Close(_) => return ControlFlow::Break(None),
-            Message::Ping(_) | Message::Pong(_) => {}
-        }
-        ControlFlow::Continue(())
-    }
-
-    fn obey(&mut self, control: SessionControl) -> ControlFlow<Option<String>> {
-        match control {
-            SessionControl::Resize { rows, cols } => {
-                if let Some(window) = &self.window {
-                    window.resize(WindowSize { rows, cols });
-                }
-            }
-            SessionControl::StdinEof => self.keys = None,
-            SessionControl::Signal { signal } => match fork::signal(signal) {
-                Some(signal) => (self.signal)(signal),
-                None => {
-                    return ControlFlow::Break(Some(format!("there is no signal {signal}")));
-                }
-            },
-        }
-        ControlFlow::Continue(())
-    }
 }
 
 fn text(event: &ExecEvent) -> Message {

@@ -9,9 +9,10 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use tokio::net::unix::pipe;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use super::Slot;
 use super::collect::feed;
 use super::failure::Failure;
 use super::order::Order;
@@ -23,10 +24,10 @@ use super::text::{Cutter, Piece};
 /// Lines that wait for the caller.
 const WAITING_LINES: usize = 4;
 /// Starts the command and answers; dropping the answer's body ends the command.
-pub fn run(order: Order, slot: OwnedSemaphorePermit) -> Result<Response, Failure> {
+pub fn run(order: Order, slot: Slot) -> Result<Response, Failure> {
     let (lines, mut queue) = mpsc::channel(WAITING_LINES);
     let program = order.program().to_owned();
-    match spawn::with_pipes(&order, !order.stdin.is_empty()) {
+    match spawn::with_pipes(&order, &slot, !order.stdin.is_empty()) {
         Ok((started, pipes)) => {
             let process = Process::new(started, &order, slot);
             tokio::spawn(async move {

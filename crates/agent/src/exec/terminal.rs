@@ -7,7 +7,6 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::process::Command;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -31,8 +30,9 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Makes one and gives its other end to `command`, which has to take it as controlling terminal.
-    pub fn open(command: &mut Command, order: &Order, size: WindowSize) -> io::Result<Self> {
+    /// Makes one, and its other end as the streams of a command, which has to take it as its
+    /// controlling terminal.
+    pub fn open(order: &Order, size: WindowSize) -> io::Result<(Self, [OwnedFd; 3])> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let ours = openpt(flags)?;
         grantpt(&ours)?;
@@ -47,11 +47,8 @@ impl Terminal {
             window: Window(Arc::new(ours)),
         };
         tcsetwinsize(&*terminal.window.0, winsize(size))?;
-        command
-            .stdin(theirs.try_clone()?)
-            .stdout(theirs.try_clone()?)
-            .stderr(theirs);
-        Ok(terminal)
+        let streams = [theirs.try_clone()?, theirs.try_clone()?, theirs];
+        Ok((terminal, streams))
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent::exec::{self, Processes};
+use agent::exec::{self, Groups, Processes};
 use api::exec::{Encoding, ExecEvent, ExecResult};
 use base64::Engine;
 use bytes::Bytes;
@@ -28,7 +28,12 @@ pub struct Guest {
 }
 
 pub async fn guest() -> Guest {
-    let processes = Processes::start().unwrap();
+    guest_with(None).await
+}
+
+/// Whose commands get control groups of their own.
+pub async fn guest_with(groups: Option<Groups>) -> Guest {
+    let processes = Processes::start(groups).unwrap();
     let root = tempfile::tempdir().unwrap();
     let socket = root.path().join("agent.sock");
     let listener = UnixListener::bind(&socket).unwrap();
@@ -62,7 +67,8 @@ impl Guest {
     }
 }
 
-async fn connect(socket: &Path) -> Caller {
+/// A caller of an agent on this socket.
+pub async fn connect(socket: &Path) -> Caller {
     let stream = UnixStream::connect(socket).await.unwrap();
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     let connection = tokio::spawn(async move {

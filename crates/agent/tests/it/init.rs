@@ -100,7 +100,7 @@ fn guest() {
         .unwrap();
     runtime.block_on(async {
         init::run(async {
-            let _processes = Processes::start().unwrap();
+            let _processes = Processes::start(None).unwrap();
             // Orphans of every kind: one that ends at once, one that goes when asked, one that doesn't.
             for line in [
                 "(sh -c 'exit 3' &)",

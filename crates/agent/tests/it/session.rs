@@ -1,13 +1,15 @@
 //! `GET /session`: terminals and pipes of real processes over a websocket.
 
 use api::exec::ExecEvent;
-use api::session::Stream;
+use api::session::{ACKNOWLEDGED, Stream, WINDOW_BYTES, acknowledged_bytes};
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 use crate::guest_commands::{Guest, PATIENCE, eventually, guest, lives};
 
@@ -17,23 +19,42 @@ struct Session {
     /// All that the command wrote so far, by stream.
     stdout: Vec<u8>,
     stderr: Vec<u8>,
+    /// How much input was taken, as far as it was told.
+    taken: u64,
 }
 
 async fn connect(guest: &Guest) -> Session {
+    connect_with(guest, None).await
+}
+
+async fn connect_with(guest: &Guest, protocol: Option<&'static str>) -> Session {
     let stream = UnixStream::connect(&guest.socket).await.unwrap();
-    let (socket, _) = tokio_tungstenite::client_async("ws://guest/session", stream)
+    let mut request = "ws://guest/session".into_client_request().unwrap();
+    if let Some(protocol) = protocol {
+        let name = "sec-websocket-protocol";
+        request
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(protocol));
+    }
+    let (socket, answer) = tokio_tungstenite::client_async(request, stream)
         .await
         .unwrap();
+    let chosen = answer.headers().get("sec-websocket-protocol");
+    assert_eq!(chosen.map(|chosen| chosen.to_str().unwrap()), protocol);
     Session {
         socket,
         stdout: Vec::new(),
         stderr: Vec::new(),
+        taken: 0,
     }
 }
 
 /// A session that has started, and its process's number.
 async fn start(guest: &Guest, start: Value) -> (Session, u32) {
-    let mut session = connect(guest).await;
+    started(connect(guest).await, start).await
+}
+
+async fn started(mut session: Session, start: Value) -> (Session, u32) {
     session.say(start).await;
     match session.event().await {
         Some(ExecEvent::Started { pid, .. }) => (session, pid),
@@ -75,7 +96,7 @@ impl Session {
             Message::Binary(bytes) => match Stream::of(bytes[0]).unwrap() {
                 Stream::Stdout => self.stdout.extend(&bytes[1..]),
                 Stream::Stderr => self.stderr.extend(&bytes[1..]),
-                Stream::Stdin => panic!("input comes back"),
+                Stream::Stdin => self.taken = acknowledged_bytes(&bytes[1..]).unwrap(),
             },
             Message::Close(_) => return None,
             _ => {}
@@ -229,6 +250,59 @@ async fn signals_reach_the_whole_group() {
     let (mut session, _) = start(&guest, json!({"exec": {"command": "sleep 1000"}})).await;
     session.say(json!({"type": "signal", "signal": 64})).await;
     assert_eq!(session.exits().await, (None, Some(64)));
+}
+
+#[tokio::test]
+async fn input_that_is_not_read_keeps_nothing_else_waiting() {
+    let guest = guest().await;
+    // As much as a peer may send that heeds no acknowledgements, and more than the pipe takes.
+    let much = vec![7; 60_000];
+    for signal in [Some(15), None] {
+        let sleep = json!({"exec": {"argv": ["sleep", "1000"]}});
+        let (mut session, pid) = start(&guest, sleep).await;
+        for _ in 0..16 {
+            session.type_in(&much).await;
+        }
+        match signal {
+            Some(signal) => {
+                let control = json!({"type": "signal", "signal": signal});
+                session.say(control).await;
+                assert_eq!(session.exits().await, (None, Some(signal)));
+            }
+            None => drop(session),
+        }
+        eventually("it ends", || !lives(&pid.to_string())).await;
+    }
+    guest.idle().await;
+}
+
+#[tokio::test]
+async fn whoever_asks_is_told_what_was_taken() {
+    let guest = guest().await;
+    let session = connect_with(&guest, Some(ACKNOWLEDGED)).await;
+    // It begins to read when it is told to, and stops in the middle.
+    let line = "trap 'exec head -c 1000000 >/dev/null' USR1; while :; do sleep 0.02; done";
+    let (mut session, _) = started(session, json!({"exec": {"command": line}})).await;
+    let piece = vec![7; 1 << 14];
+    let mut sent = 0;
+    let mut send = async |session: &mut Session, bytes: u64| {
+        while sent < bytes {
+            session.type_in(&piece).await;
+            sent += piece.len() as u64;
+        }
+    };
+    send(&mut session, WINDOW_BYTES).await;
+    session.say(json!({"type": "signal", "signal": 10})).await;
+    while session.taken < WINDOW_BYTES / 2 {
+        assert_eq!(session.next().await, Some(None));
+    }
+    assert!(session.taken <= WINDOW_BYTES);
+    // What is left when the command ends was never read, and holds nobody up.
+    for window in 1..6 {
+        send(&mut session, window * WINDOW_BYTES).await;
+    }
+    assert_eq!(session.exits().await, (Some(0), None));
+    guest.idle().await;
 }
 
 #[tokio::test]

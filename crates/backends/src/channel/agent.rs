@@ -172,6 +172,7 @@ impl Channel for AgentChannel {
         Ok(Session {
             pid: opened.pid,
             input,
+            signals: opened.signals,
             output,
         })
     }
@@ -270,7 +271,6 @@ async fn pass_in(
             SessionInput::Stdin(bytes) => link::SessionInput::Stdin(bytes),
             SessionInput::StdinEof => link::SessionInput::StdinEof,
             SessionInput::Resize(size) => link::SessionInput::Resize(size),
-            SessionInput::Signal(signal) => link::SessionInput::Signal(signal),
         };
         if to.send(said).await.is_err() {
             return;

@@ -206,9 +206,12 @@ impl Channel for LxcAttach {
                 let _ = from_guest.try_send(ended);
             }
         }
+        // Nobody in the guest sends a signal for us.
+        let (signals, _) = mpsc::channel(1);
         Ok(Session {
             pid: 0,
             input,
+            signals,
             output,
         })
     }
@@ -326,8 +329,8 @@ async fn feed(mut stdin: ChildStdin, first: Vec<u8>, mut more: mpsc::Receiver<Se
                 }
             }
             SessionInput::StdinEof => return,
-            // There is no terminal, and nobody in the guest to send a signal for us.
-            SessionInput::Resize(_) | SessionInput::Signal(_) => {}
+            // There is no terminal.
+            SessionInput::Resize(_) => {}
         }
     }
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::exec::{ExecEvent, ExecRequest};
-use api::session::{SessionControl, SessionStart, WindowSize};
+use api::session::{
+    ACKNOWLEDGED, SessionControl, SessionStart, WINDOW_BYTES, WindowSize, acknowledgement,
+};
 use axum::Router;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -70,18 +72,47 @@ async fn play(mut socket: WebSocket, gone: Arc<Notify>) {
             while socket.send(Message::Binary(message.clone())).await.is_ok() {}
         }
         "broken" => return,
+        "deaf" => deaf(&mut socket).await,
         _ => echo(&mut socket).await,
     }
     let _ = socket.recv().await;
     gone.notify_one();
 }
 
+/// Takes no input, and tells how much of it came before a signal. Then it takes it all.
+async fn deaf(socket: &mut WebSocket) {
+    assert_eq!(socket.protocol().unwrap(), ACKNOWLEDGED);
+    let (mut came, mut signalled) = (0, false);
+    while let Some(Ok(message)) = socket.recv().await {
+        match message {
+            Message::Binary(bytes) => came += bytes.len() as u64 - 1,
+            Message::Text(text) => match serde_json::from_str(&text).unwrap() {
+                SessionControl::StdinEof => break,
+                _ => signalled = true,
+            },
+            _ => continue,
+        }
+        assert!(signalled || came <= WINDOW_BYTES, "{came}");
+        if signalled {
+            let message = acknowledgement(came).to_vec();
+            let _ = socket.send(Message::Binary(message.into())).await;
+        }
+    }
+    let text = [b"\x01".as_slice(), came.to_string().as_bytes()].concat();
+    let _ = socket.send(Message::Binary(text.into())).await;
+    exits(socket).await;
+}
+
 async fn echo(socket: &mut WebSocket) {
+    let mut taken = 0;
     while let Some(Ok(message)) = socket.recv().await {
         match message {
             Message::Binary(bytes) => {
                 assert!(bytes.len() <= api::session::MESSAGE_MAX_BYTES + 1);
                 assert_eq!(bytes[0], 0);
+                taken += bytes.len() as u64 - 1;
+                let message = acknowledgement(taken).to_vec();
+                let _ = socket.send(Message::Binary(message.into())).await;
                 let mut back = bytes.to_vec();
                 back[0] = 1;
                 let _ = socket.send(Message::Binary(back.into())).await;
@@ -96,6 +127,10 @@ async fn echo(socket: &mut WebSocket) {
             _ => {}
         }
     }
+    exits(socket).await;
+}
+
+async fn exits(socket: &mut WebSocket) {
     let exit = ExecEvent::Exit {
         exit_code: Some(3),
         signal: None,
@@ -110,6 +145,7 @@ async fn lab() -> (Lab, Arc<Notify>) {
     let told = gone.clone();
     let session = move |headers: HeaderMap, upgrade: WebSocketUpgrade| async move {
         assert!(headers.contains_key("authorization"));
+        let upgrade = upgrade.protocols([ACKNOWLEDGED]);
         upgrade.on_upgrade(move |socket| play(socket, told))
     };
     let router = Router::new()
@@ -135,8 +171,6 @@ async fn input_control_and_output_pass_and_the_end_is_told_once() {
     for input in [
         SessionInput::Stdin(sent.clone().into()),
         SessionInput::Resize(window),
-        SessionInput::Signal(15),
-        SessionInput::StdinEof,
     ] {
         session.input.send(input).await.unwrap();
     }
@@ -145,7 +179,15 @@ async fn input_control_and_output_pass_and_the_end_is_told_once() {
         assert_eq!(ends, 0);
         match output {
             SessionOutput::Stdout(bytes) => stdout.extend_from_slice(&bytes),
-            SessionOutput::Stderr(bytes) => stderr.extend_from_slice(&bytes),
+            SessionOutput::Stderr(bytes) => {
+                stderr.extend_from_slice(&bytes);
+                // What was said has arrived; a signal would not wait for it.
+                if stderr.ends_with(b"}") && !stderr.ends_with(b"15 }") {
+                    session.signals.send(15).await.unwrap();
+                } else {
+                    session.input.send(SessionInput::StdinEof).await.unwrap();
+                }
+            }
             SessionOutput::Ended {
                 exit_code,
                 duration_ms,
@@ -161,6 +203,36 @@ async fn input_control_and_output_pass_and_the_end_is_told_once() {
     assert!(stdout == sent);
     let stderr = String::from_utf8(stderr).unwrap();
     assert_eq!(stderr, "Resize { rows: 2, cols: 3 }Signal { signal: 15 }");
+}
+
+#[tokio::test]
+async fn a_signal_does_not_wait_behind_input() {
+    let (lab, _) = lab().await;
+    let AgentSession {
+        input,
+        signals,
+        mut output,
+        ..
+    } = open(&lab, "deaf").await;
+    let much = Bytes::from(vec![7; 1 << 20]);
+    let typing = tokio::spawn(async move {
+        for _ in 0..4 {
+            let input = input.send(SessionInput::Stdin(much.clone()));
+            input.await.unwrap();
+        }
+        input.send(SessionInput::StdinEof).await.unwrap();
+    });
+    // When the window is full nothing more is sent, however long one waits; that it never is more is seen there.
+    signals.send(2).await.unwrap();
+    typing.await.unwrap();
+    match output.recv().await {
+        Some(SessionOutput::Stdout(came)) => assert_eq!(came, (4 << 20).to_string()),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(
+        output.recv().await,
+        Some(SessionOutput::Ended { .. })
+    ));
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Commands with their streams open: over a websocket, and as lines of JSON.
 
+use api::session::{ACKNOWLEDGED, acknowledged_bytes};
 use futures::{SinkExt, StreamExt};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -63,6 +64,36 @@ async fn a_session_carries_bytes_and_ends_with_one_event() {
     let records = served.ok(served.get("/audit?target=web")).await.to_string();
     assert!(records.contains("instance.session") && records.contains("cat"));
     assert!(!records.contains("secret-a"), "{records}");
+}
+
+#[tokio::test]
+async fn whoever_asks_is_told_what_input_was_taken() {
+    let served = Served::with_app("web").await;
+    let headers = [
+        ("authorization", format!("Bearer {}", served.token)),
+        ("sec-websocket-protocol", ACKNOWLEDGED.to_owned()),
+    ];
+    let mut messages = vec![Message::text(r#"{"exec":{"argv":["cat"]}}"#)];
+    messages.extend((0..6).map(|_| Message::binary(vec![0; 40_001])));
+    messages.push(Message::text(r#"{"type":"stdin_eof"}"#));
+    let heard = session(&served, &headers, &messages).await.unwrap();
+    let all: Vec<&[u8]> = heard.iter().filter_map(binary).collect();
+    let output = all.iter().filter(|bytes| bytes[0] == 1);
+    let output: usize = output.map(|bytes| bytes.len() - 1).sum();
+    assert_eq!(output, "cat".len() + 240_000);
+    let taken = all.iter().filter(|bytes| bytes[0] == 0);
+    let taken: Vec<u64> = taken
+        .map(|bytes| acknowledged_bytes(&bytes[1..]).unwrap())
+        .collect();
+    assert!(taken.iter().all(|bytes| *bytes <= 240_000), "{taken:?}");
+    assert!(taken.is_sorted() && !taken.is_empty(), "{taken:?}");
+}
+
+fn binary(message: &Message) -> Option<&[u8]> {
+    match message {
+        Message::Binary(bytes) => Some(bytes),
+        _ => None,
+    }
 }
 
 #[tokio::test]
