@@ -156,7 +156,7 @@ impl Log {
         self.ask(command, answer).await
     }
 
-    /// The head after the last record. A power cut in the next millisecond may still take an outcome, never
+    /// The head after the last record. A power cut in the next ten milliseconds may still take an outcome, never
     /// an intent or a refusal.
     pub fn head(&self) -> Head {
         *self.heads.borrow()
@@ -240,7 +240,7 @@ impl Intent {
     }
 
     /// Records how the action ended; the result is the head after that record. The record outlives this
-    /// process then; the disk has it about a millisecond later.
+    /// process then; the disk has it ten milliseconds later at most.
     ///
     /// The outcome is on its way as soon as this is called, even if the future is not awaited. If the
     /// write fails, the future says so, and the writer keeps the outcome and writes it before the next

@@ -4,7 +4,7 @@
 //! ```text
 //!   opened ──batch──▶ write ok, sync ok ─▶ answers
 //!                       │  │     └ sync failed ─▶ stopped: what is on disk is uncertain, open again
-//!                       │  └ nothing but outcomes ─▶ answers; sync with the next batch, at once if none waits
+//!                       │  └ nothing but outcomes ─▶ answers; sync with the next batch, or soon if none comes
 //!                       └ write failed ─▶ cut back to whole records ─▶ errors; outcomes are kept ("owed")
 //!                                         and written, after a note of the failure, with the next batch
 //! ```
@@ -13,9 +13,12 @@ use std::collections::{HashMap, HashSet};
 use std::io::BufReader;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::runtime::{self, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use crate::chain::{Open, Problem, Walker};
 use crate::command::{Command, Reply};
@@ -28,6 +31,9 @@ use crate::record::{Draft, Subject, Verdict};
 
 /// How many records are written with one sync.
 const BATCH: usize = 64;
+
+/// How long an outcome that was answered may wait to be synced together with what comes next.
+const SETTLED_AFTER: Duration = Duration::from_millis(10);
 
 /// Opens the log, says whether that worked, and serves the queue to its end.
 pub(crate) fn run(
@@ -74,6 +80,7 @@ pub(crate) fn run(
 }
 
 struct Writer {
+    timer: Runtime,
     path: Arc<Path>,
     file: LogFile,
     head: Head,
@@ -109,6 +116,8 @@ enum Kind {
 
 impl Writer {
     fn open(path: &Arc<Path>, options: Options) -> Result<Self, Error> {
+        let timer = runtime::Builder::new_current_thread().enable_time().build();
+        let timer = timer.map_err(|e| Error::io("make a timer for", path, e))?;
         let mut file = LogFile::open(path)?;
         let mut walker = Walker::new(options.anchor);
         let mut lines = Lines::new(BufReader::new(file.rewound()?));
@@ -128,6 +137,7 @@ impl Writer {
             file.set_tail_aside(offset, next_seq)?;
         }
         let mut writer = Self {
+            timer,
             path: Arc::clone(path),
             file,
             head: walker.head,
@@ -264,16 +274,19 @@ impl Writer {
         }
     }
 
-    /// The next command, if there ever is one. What waits for the disk gets there before a pause.
+    /// The next command, if there ever is one. What waits for the disk waits for it too, but not for long:
+    /// who calls again at once would wait for the last call's sync before that of his own.
     fn next_command(&mut self, queue: &mut mpsc::Receiver<Command>) -> Option<Command> {
-        if let Ok(command) = queue.try_recv() {
-            return Some(command);
+        if !self.file.is_synced() {
+            let soon = async { timeout(SETTLED_AFTER, queue.recv()).await };
+            if let Ok(command) = self.timer.block_on(soon) {
+                return command;
+            }
+            self.settle();
         }
-        self.settle();
         queue.blocking_recv()
     }
 
-    /// What must stand in the file before anything else does.
     fn owed_steps(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
         if let Some(undone) = &self.undone {

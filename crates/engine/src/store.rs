@@ -98,6 +98,11 @@ pub trait Store: Send + Sync {
         &self,
         name: &InstanceName,
     ) -> Result<Option<InstanceRecord>, StoreError>;
+    /// An instance by its name, with its zone: what every command in it needs, in one read.
+    async fn guest_named(
+        &self,
+        name: &InstanceName,
+    ) -> Result<Option<(InstanceRecord, ZoneRecord)>, StoreError>;
     /// Reserves a name and an address (chosen by [`crate::address::choose`] from `range`) and writes the
     /// instance with its operation. The record's own address is ignored; the written one comes back.
     async fn begin_deploy(

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use api::InstanceId;
+use api::{InstanceId, InstanceName};
 use engine::address::{Freed, choose};
 use engine::instance::{InstanceDesired, InstanceRecord};
 use engine::store::{NewOperation, StoreError};
@@ -68,6 +68,27 @@ impl SqliteStore {
             .await
             .map_err(failed("read an instance"))?;
         row.as_ref().map(record).transpose()
+    }
+
+    pub(crate) async fn instance_and_zone(
+        &self,
+        name: &InstanceName,
+    ) -> Result<Option<(InstanceRecord, ZoneRecord)>, StoreError> {
+        let row = sqlx::query(
+            "SELECT instances.*, zones.record AS zone_record
+             FROM instances JOIN zones ON zones.name = instances.zone WHERE instances.name = ?",
+        )
+        .bind(name.as_str())
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(failed("read an instance"))?;
+        let Some(row) = row else {
+            return Ok(None);
+        };
+        let zone: String = row
+            .try_get("zone_record")
+            .map_err(failed("read an instance"))?;
+        Ok(Some((record(&row)?, from_json(&zone)?)))
     }
 
     pub(crate) async fn insert_instance(

@@ -205,6 +205,13 @@ impl Store for SqliteStore {
         self.instance_by("name", name.as_str()).await
     }
 
+    async fn guest_named(
+        &self,
+        name: &InstanceName,
+    ) -> Result<Option<(InstanceRecord, ZoneRecord)>, StoreError> {
+        self.instance_and_zone(name).await
+    }
+
     async fn begin_deploy(
         &self,
         record: &InstanceRecord,

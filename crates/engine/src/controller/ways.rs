@@ -9,6 +9,7 @@ use super::Controller;
 use crate::error::Error;
 use crate::instance::{InstanceRecord, Workload};
 use crate::ports::{Channel, ChannelError, ChannelTarget};
+use crate::zone::ZoneRecord;
 
 /// How a guest is reached.
 pub(super) struct Way {
@@ -77,17 +78,14 @@ impl Controller {
     }
 
     async fn guest_named(&self, name: &str) -> Result<Way, Error> {
-        let zones = self.ports().store.zones().await?;
-        if let Some(zone) = zones
-            .iter()
-            .find(|z| z.spec.appliance.name.as_str() == name)
-        {
-            return Ok(Way {
-                target: zone.channel_target(),
-                channels: self.channels_of_appliance(),
-            });
-        }
-        let record = self.instance_named(name).await?;
+        let store = &self.ports().store;
+        let guest = match name.parse() {
+            Ok(name) => store.guest_named(&name).await?,
+            Err(_) => None,
+        };
+        let Some((record, zone)) = guest else {
+            return self.appliance_named(name).await;
+        };
         if matches!(
             record.status,
             AppStatus::Stopped | AppStatus::Lost | AppStatus::Deleting
@@ -104,11 +102,23 @@ impl Controller {
                 name: record.name,
             });
         }
-        let zone = zones.iter().find(|z| z.spec.name == record.zone);
-        let zone = zone.ok_or_else(|| Error::UnknownZone(record.zone.to_string()))?;
         Ok(Way {
-            target: record.channel_target(zone),
+            target: record.channel_target(&zone),
             channels: self.channels_of(&record),
         })
+    }
+
+    /// The appliance of that name; else what is said of a name that nobody has.
+    async fn appliance_named(&self, name: &str) -> Result<Way, Error> {
+        let zones = self.ports().store.zones().await?;
+        let named = |zone: &&ZoneRecord| zone.spec.appliance.name.as_str() == name;
+        if let Some(zone) = zones.iter().find(named) {
+            return Ok(Way {
+                target: zone.channel_target(),
+                channels: self.channels_of_appliance(),
+            });
+        }
+        let record = self.instance_named(name).await?;
+        Err(Error::UnknownZone(record.zone.to_string()))
     }
 }

@@ -84,6 +84,10 @@ async fn everything_survives_a_restart() {
         store.instance_named(&record.name).await.unwrap().unwrap(),
         record
     );
+    let (guest, zone) = store.guest_named(&record.name).await.unwrap().unwrap();
+    assert_eq!((guest, &zone.spec.name), (record.clone(), &record.zone));
+    let nobody = "nobody".parse().unwrap();
+    assert_eq!(store.guest_named(&nobody).await.unwrap(), None);
     assert!(store.zone(&record.zone).await.unwrap().unwrap().settled);
     let open_one = store
         .open_operation(record.id.as_str())
