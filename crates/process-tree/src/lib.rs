@@ -446,7 +446,7 @@ mod tests {
         let marked = |cookie| mark(cookie);
         assert_eq!(
             marked("A=0123456789abcdef"),
-            Some(MARKED | 0x0123_4567_89ab_cde)
+            Some(MARKED | 0x0012_3456_789a_bcde)
         );
         assert_eq!(
             marked("A=fffffffffffffffffff"),
