@@ -63,12 +63,16 @@ fn sync(dir: &GuestDir, spec: &GuestSpec) -> Result<(), PortError> {
     Ok(())
 }
 
-/// The directories of a layer that is there: its disk is mounted. After a power cut those of a guest that had
-/// just been made may be gone again.
+/// Mounts the disk of a layer, and makes its directories if they are missing: after a power cut those of a
+/// guest that had just been made may be gone again. Those that are there are the guest's and stay as they are.
 pub(crate) async fn ready(dir: &GuestDir) -> Result<(), PortError> {
     disk::mount(dir).await?;
-    own_directory(&dir.upper(), 0o755)?;
-    own_directory(&dir.work(), 0o755)
+    for path in [dir.upper(), dir.work()] {
+        if fs::symlink_metadata(&path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+            own_directory(&path, 0o755)?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn own_directory(path: &Path, mode: u32) -> Result<(), PortError> {

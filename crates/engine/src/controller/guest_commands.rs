@@ -180,11 +180,12 @@ impl Controller {
 
 fn check_file(request: &FileRequest) -> Result<(), Error> {
     let legal = request.path.starts_with('/') && !request.path.contains('\0');
-    if legal && request.path.len() <= api::file::PATH_MAX_BYTES {
+    let most = api::file::PATH_MAX_BYTES;
+    if legal && request.path.len() <= most {
         return Ok(());
     }
     Err(Error::BadRequest {
-        what: "the path must be absolute, without NUL, at most 4095 bytes".into(),
+        what: format!("the path must be absolute, without NUL, at most {most} bytes"),
         hint: "like /srv/data.csv".into(),
     })
 }

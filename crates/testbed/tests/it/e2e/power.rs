@@ -19,7 +19,8 @@ fn boot(controller: &Controller, app: &Value) -> String {
 fn an_app_is_stopped_started_and_restarted() {
     let controller = Controller::up();
     let app = controller.deploy("web");
-    controller.exec("web", ["sh", "-c", "echo kept > /var/www/html/index.html"]);
+    let change = "echo kept > /var/www/html/index.html; chmod 0711 /";
+    controller.exec("web", ["sh", "-c", change]);
     let first = boot(&controller, &app);
 
     controller.ok(["app", "stop", "web"]);
@@ -44,6 +45,8 @@ fn an_app_is_stopped_started_and_restarted() {
         controller.page("web.prox.local"),
         (200, "kept\n".to_owned())
     );
+    // Its root directory too is as the guest left it.
+    assert_eq!(controller.exec("web", ["stat", "-c", "%a", "/"]), "711\n");
     let second = boot(&controller, &app);
     assert_ne!(second, first);
     controller.ok(["app", "start", "web"]);
