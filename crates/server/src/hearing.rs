@@ -1,6 +1,6 @@
-//! What the caller of a session says while its command runs. Input is kept until the channel to the guest
-//! takes it; everything else is passed on at once, so that neither a signal nor the caller's end waits behind
-//! input that the command does not read.
+//! What the caller of a session says while its command runs. Input, and with it the size of the window, is
+//! kept until the channel to the guest takes it; signals and the caller's end are passed on at once and do not
+//! wait behind input that the command does not read.
 //!
 //! The websocket is read on as long as what is kept stays within bounds, which a caller that heeds
 //! acknowledgements (`api::session`) never fills.

@@ -19,7 +19,7 @@ fn boot(controller: &Controller, app: &Value) -> String {
 fn an_app_is_stopped_started_and_restarted() {
     let controller = Controller::up();
     let app = controller.deploy("web");
-    let change = "echo kept > /var/www/html/index.html; chmod 0711 /";
+    let change = "echo kept > /var/www/html/index.html; chmod 1755 /";
     controller.exec("web", ["sh", "-c", change]);
     let first = boot(&controller, &app);
 
@@ -46,7 +46,7 @@ fn an_app_is_stopped_started_and_restarted() {
         (200, "kept\n".to_owned())
     );
     // Its root directory too is as the guest left it.
-    assert_eq!(controller.exec("web", ["stat", "-c", "%a", "/"]), "711\n");
+    assert_eq!(controller.exec("web", ["stat", "-c", "%a", "/"]), "1755\n");
     let second = boot(&controller, &app);
     assert_ne!(second, first);
     controller.ok(["app", "start", "web"]);
