@@ -194,8 +194,11 @@ async fn ports(config: &Config, agent: Option<&Path>) -> Result<Ports, Failure> 
     let authority =
         Authority::open(&data_dir.join("identity")).map_err(|e| Failure::local(e.to_string()))?;
     let authority = Arc::new(authority);
-    let backend =
-        LxcBackend::new(data_dir, &agent, images.clone(), authority.clone()).map_err(port)?;
+    // There is at most one node of this backend, which is this machine.
+    let through_relay = config.nodes.values().any(|node| node.through_relay);
+    let backend = LxcBackend::new(data_dir, &agent, images.clone(), authority.clone())
+        .map_err(port)?
+        .through_relay(through_relay);
     let link = Link::new(authority, Arc::new(backend.clone()))
         .map_err(|e| Failure::local(e.to_string()))?;
     let link = Arc::new(link);

@@ -6,7 +6,10 @@
 //!              ▼                       ▼
 //!          locate, dial, TLS ────────▶ send ──▶ answer
 //! ```
+//! To a guest of this machine a connection is made inside the guest's own network; to all others, and when
+//! that way fails, through the relay of their zone. It is the same TLS with the same peer either way.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,7 +21,7 @@ use http::Method;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use wire::agent::{AGENT_PORT, Health, Scope};
@@ -32,6 +35,8 @@ use crate::pool::{Key, Pool};
 use crate::relay::{self, DialError};
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+/// For a connection within one network namespace, and what leads there.
+const INSIDE_DEADLINE: Duration = Duration::from_millis(400);
 const TLS_DEADLINE: Duration = Duration::from_secs(5);
 const SHORT_CALL: Duration = Duration::from_secs(10);
 /// While a guest starts, a packet that is lost must not cost the second after which TCP sends it again.
@@ -43,11 +48,17 @@ const SHORT_ANSWER_MAX_BYTES: usize = 64 << 10;
 /// Peers whose TLS sessions are remembered.
 const SESSIONS: usize = 1024;
 
-/// Knows where relays are.
+/// Knows the ways to guests.
 #[async_trait]
 pub trait Locate: Send + Sync {
     /// The address of an appliance's relay.
     async fn relay(&self, appliance: &InstanceId) -> Result<SocketAddr, LinkError>;
+
+    /// A socket inside the network of a guest that runs on this very machine, not connected: its agent is
+    /// at the loopback address there. None for guests elsewhere, and when that way can't be had.
+    async fn inside(&self, _guest: &InstanceId) -> Option<TcpSocket> {
+        None
+    }
 }
 
 /// A guest, and the way to it.
@@ -315,11 +326,34 @@ impl Link {
             .map_err(|e| not_reachable(describe(&e)))
     }
 
+    /// None when there is no such way to this guest.
+    async fn dial_inside(&self, to: &Destination) -> Option<io::Result<TcpStream>> {
+        let socket = self.locate.inside(&to.key.1).await?;
+        let agent = SocketAddr::from((Ipv4Addr::LOCALHOST, AGENT_PORT));
+        Some(socket.connect(agent).await.and_then(relay::tuned))
+    }
+
     async fn dial(&self, to: &Destination) -> Result<TcpStream, LinkError> {
         let not_reachable = |reason: String| LinkError::NotReachable {
             peer: to.name().to_owned(),
             reason,
         };
+        if to.target.is_some() {
+            match timeout(INSIDE_DEADLINE, self.dial_inside(to)).await {
+                Ok(Some(Ok(stream))) => return Ok(stream),
+                // The agent listens on every address of the guest, so the relay would find nobody either.
+                Ok(Some(Err(error))) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    return Err(not_reachable("nothing listens on its agent's port".into()));
+                }
+                Ok(Some(Err(error))) => {
+                    tracing::debug!(peer = to.name(), %error, "no way inside; by the relay then");
+                }
+                Ok(None) => {}
+                Err(_) => {
+                    tracing::debug!(peer = to.name(), "no way inside in time; by the relay then")
+                }
+            }
+        }
         let relay = timeout(CONNECT_DEADLINE, self.locate.relay(&to.appliance))
             .await
             .map_err(|_| not_reachable("its relay was not found in time".into()))??;

@@ -6,12 +6,13 @@
 mod config;
 mod disk;
 mod identity;
+mod inside;
 mod layer;
 mod layout;
 mod lxcfs;
 mod machine;
 mod monitor;
-mod relay_address;
+mod ways;
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -43,6 +44,8 @@ pub struct LxcBackend {
     images: ImageStore,
     authority: Arc<Authority>,
     machine: Machine,
+    /// Whether even guests of this machine are reached through their zone's relay.
+    through_relay: bool,
 }
 
 impl LxcBackend {
@@ -73,7 +76,16 @@ impl LxcBackend {
             images,
             authority,
             machine,
+            through_relay: false,
         })
+    }
+
+    /// The same, but agents are reached through their zone's relay only, as on nodes elsewhere.
+    pub fn through_relay(self, through_relay: bool) -> Self {
+        Self {
+            through_relay,
+            ..self
+        }
     }
 
     /// Where guests lie: LXC's `-P`.

@@ -12,6 +12,8 @@ use super::{ConfigError, parse};
 pub struct NodeConfig {
     /// The channels by which commands may reach its apps, first choice first.
     pub channels: Vec<String>,
+    /// Whether agents are reached through their zone's relay even where the node knows a shorter way.
+    pub through_relay: bool,
 }
 
 /// Channels of backend `lxc`.
@@ -24,6 +26,7 @@ const LXC_CHANNELS: [&str; 2] = ["agent", "lxc-attach"];
 pub(super) struct NodeSection {
     backend: String,
     channels: Option<Vec<String>>,
+    through_relay: bool,
     api: Option<serde_json::Value>,
     token_id: Option<serde_json::Value>,
     token_secret_file: Option<serde_json::Value>,
@@ -80,7 +83,10 @@ pub(super) fn check_nodes(
         let channels = check_channels(name, node.channels.as_deref())?;
         checked.insert(
             parse(&format!("nodes.{name}"), name)?,
-            NodeConfig { channels },
+            NodeConfig {
+                channels,
+                through_relay: node.through_relay,
+            },
         );
     }
     if checked.len() > 1 {

@@ -40,7 +40,11 @@ pub fn exec(plan: &Plan, table: &mut Table) -> anyhow::Result<()> {
     let ours = Contestant::new(EXEC_ROUNDS, || {
         Ok(timed(|| run(&mut caller, &path, &["/bin/true"]))?.0)
     });
-    beside("true: REST, relay, agent", ours, &plan.exec, table)?;
+    let what = match plan.through_relay {
+        true => "true: REST, relay, agent",
+        false => "true: REST, agent",
+    };
+    beside(what, ours, &plan.exec, table)?;
     Ok(())
 }
 

@@ -88,9 +88,12 @@ fn both_ways(
             None => Contestant::new(ROUNDS, || settled(&its)),
         };
         let times = contest(vec![Contestant::new(ROUNDS, || settled(&ours)), peer]);
-        let what = format!("256 MiB {direction}, {}", medium.name);
+        let (way, goal) = match plan.through_relay {
+            true => (", through the relay", Goal::None),
+            false => ("", Goal::AtLeast(copier.at_least)),
+        };
+        let what = format!("256 MiB {direction}, {}{way}", medium.name);
         if let [ours, its] = &times[..] {
-            let goal = Goal::AtLeast(copier.at_least);
             table.compare(&what, ours, &copier.name, its, goal, speed, |times| {
                 format!("{:.0} MiB/s ({})", speed(times), times.count())
             });

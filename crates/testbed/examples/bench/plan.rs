@@ -27,6 +27,8 @@ pub struct Plan {
     pub create: Vec<Peer>,
     /// Who else copies files.
     pub copy: Vec<Copier>,
+    /// Whether the controller reaches its guests through the relay; then only what goes that way is measured.
+    pub through_relay: bool,
 }
 
 /// Somebody else who does the same.

@@ -108,6 +108,14 @@ impl Controller {
         controller
     }
 
+    /// The same, where agents are reached through their zone's relay, as on a node elsewhere.
+    pub fn up_through_relay() -> Self {
+        let controller =
+            Self::configured("nodes: { local: { backend: lxc, through_relay: true } }\n");
+        controller.ok(["up"]);
+        controller
+    }
+
     /// Writes a file of the host's `/etc/proximity`; returns its path inside.
     pub fn write_etc(&self, name: &str, content: &str) -> String {
         let file = self.host.state().join("etc").join(name);

@@ -97,7 +97,7 @@ fn a_deadline_ends_the_whole_tree() {
 
 #[test]
 fn a_killed_client_ends_the_whole_tree() {
-    let controller = Controller::up();
+    let controller = Controller::up_through_relay();
     controller.deploy("web");
     let mark = mark("client");
     let mut client = controller
@@ -127,7 +127,7 @@ fn a_killed_client_ends_the_whole_tree() {
 
 #[test]
 fn many_commands_at_once_do_not_mix() {
-    let controller = Controller::up();
+    let controller = Controller::up_through_relay();
     controller.deploy("web");
     std::thread::scope(|scope| {
         let commands: Vec<_> = (0..16)

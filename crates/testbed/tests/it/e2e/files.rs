@@ -11,7 +11,7 @@ use super::eventually;
 
 #[test]
 fn files_come_whole_or_not_at_all() {
-    let controller = Controller::up();
+    let controller = Controller::up_through_relay();
     controller.deploy("web");
     controller.json(["sandbox", "create", "--name", "small", "--disk", "1G"]);
     controller.script(

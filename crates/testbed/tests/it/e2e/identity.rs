@@ -46,7 +46,7 @@ fn days(days: u64) -> Duration {
 
 #[test]
 fn an_identity_is_the_guests_own_and_is_renewed_in_time() {
-    let mut controller = Controller::up();
+    let mut controller = Controller::up_through_relay();
     let web = controller.deploy("web");
     let lab = controller.sandbox("lab");
     for (name, guest) in [("web", &web), ("lab", &lab)] {

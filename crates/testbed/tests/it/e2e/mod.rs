@@ -34,6 +34,7 @@ mod session;
 mod terminal;
 mod up;
 mod wan;
+mod ways;
 
 /// The static agent that goes into guests.
 pub use programs::agent as agent_binary;

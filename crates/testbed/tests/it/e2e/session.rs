@@ -17,7 +17,7 @@ use super::terminal::Terminal;
 use super::{eventually, exec};
 
 fn controller() -> Controller {
-    let controller = Controller::up();
+    let controller = Controller::up_through_relay();
     controller.sandbox("lab");
     controller
 }

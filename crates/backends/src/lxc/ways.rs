@@ -1,13 +1,14 @@
-//! Where the relay of an appliance is reached from this node.
+//! The ways to guests from this node: where their zone's relay is, and straight into their network.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use api::InstanceId;
 use async_trait::async_trait;
 use link::{LinkError, Locate};
+use tokio::net::TcpSocket;
 use wire::agent::RELAY_PORT;
 
-use super::LxcBackend;
+use super::{LxcBackend, inside};
 
 #[async_trait]
 impl Locate for LxcBackend {
@@ -43,5 +44,18 @@ impl Locate for LxcBackend {
         let outside =
             outside.ok_or_else(|| unknown("its WAN interface has no address yet".into()))?;
         Ok(SocketAddr::new(IpAddr::V4(outside), RELAY_PORT))
+    }
+
+    async fn inside(&self, guest: &InstanceId) -> Option<TcpSocket> {
+        if self.through_relay {
+            return None;
+        }
+        match inside::tcp_socket(&self.guests, guest).await {
+            Ok(socket) => Some(TcpSocket::from_std_stream(socket.into())),
+            Err(error) => {
+                tracing::debug!(%guest, %error, "no socket inside a guest");
+                None
+            }
+        }
     }
 }
