@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help deps tools build images demo demo-down bench bench-link fmt lint test clean-images
+.PHONY: help deps tools build images install uninstall demo demo-down bench bench-link fmt lint test clean-images
 
 target := $(or $(CARGO_TARGET_DIR),target)
 agent_target := x86_64-unknown-linux-gnu
@@ -29,6 +29,12 @@ build: deps ## build the release binaries: proximity, testbed, and the static ag
 
 images: build ## build the images of the appliance and of every recipe into /var/cache/proximity/images (root)
 	$(target)/release/proximity image build --all
+
+install: build ## install programs, the controller's unit and a configuration on this machine (root)
+	@scripts/install
+
+uninstall: ## take what was installed away again; with PURGE=yes the data too (root)
+	@scripts/uninstall $(if $(filter yes,$(PURGE)),--purge)
 
 demo: build ## an isolated network and a real app, on a virtual host of this machine (root)
 	@scripts/demo

@@ -15,7 +15,8 @@ const OUTPUT_CAP: usize = 16 << 20;
 /// Where programs are looked for.
 const SEARCHED: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-fn found(program: &Path) -> Option<PathBuf> {
+/// The whole path of a program of the node.
+pub(crate) fn found(program: &Path) -> Option<PathBuf> {
     if program.is_absolute() {
         return None;
     }

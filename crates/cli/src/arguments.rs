@@ -12,8 +12,8 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::screen::Screen;
 use crate::{
-    app, appliance, audit, config_check, copy, exec, forward, image, operation, sandbox, serve,
-    shell,
+    app, appliance, audit, config_check, copy, exec, forward, image, node, operation, sandbox,
+    serve, shell,
 };
 
 /// Turns machines you own into a private cloud of isolated apps.
@@ -125,6 +125,9 @@ pub enum Command {
     /// Zones
     #[command(subcommand)]
     Zone(ListCommand),
+    /// This machine as a node
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// Images on this machine
     #[command(subcommand)]
     Image(image::ImageCommand),

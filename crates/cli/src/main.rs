@@ -27,6 +27,7 @@ mod gateway;
 mod guest_text;
 mod image;
 mod limits;
+mod node;
 mod open;
 mod operation;
 mod password;
@@ -95,6 +96,7 @@ fn dispatch(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
             config_check::run(&args, globals.config.as_deref(), screen)
         }
         Command::Doctor => doctor::run(globals, screen),
+        Command::Node(command) => node::run(&command, globals.config.as_deref(), screen),
         Command::Audit(AuditCommand::Verify(args)) => audit::verify(&args, globals, screen),
         Command::Completions(args) => arguments::completions(&args, screen),
         command => {
@@ -143,6 +145,7 @@ async fn ask(
         | Command::Config(_)
         | Command::Audit(AuditCommand::Verify(_))
         | Command::Doctor
+        | Command::Node(_)
         | Command::Completions(_) => Err(Failure::local("this command needs no controller")),
     }
 }

@@ -110,6 +110,10 @@ pub(crate) fn render(
         }
         false => lines.set("lxc.apparmor.profile", "unconfined")?,
     }
+    if machine.systemd {
+        // Below the scope in which the guest is started, which systemd leaves alone.
+        lines.set("lxc.cgroup.relative", "1")?;
+    }
     lines.set("lxc.mount.auto", "proc:mixed sys:mixed cgroup:mixed")?;
     lines.set(
         "lxc.mount.entry",
@@ -231,14 +235,16 @@ mod tests {
             "v1",
             rendered(&Machine {
                 cgroups: Cgroups::V1,
-                apparmor: false
+                apparmor: false,
+                systemd: false,
             })
         );
         insta::assert_snapshot!(
             "v2_apparmor",
             rendered(&Machine {
                 cgroups: Cgroups::V2,
-                apparmor: true
+                apparmor: true,
+                systemd: true,
             })
         );
     }

@@ -16,6 +16,8 @@ pub(crate) enum Cgroups {
 pub(crate) struct Machine {
     pub(crate) cgroups: Cgroups,
     pub(crate) apparmor: bool,
+    /// systemd is process 1: guests get scopes of their own.
+    pub(crate) systemd: bool,
 }
 
 impl Machine {
@@ -30,6 +32,8 @@ impl Machine {
         Self {
             cgroups: if unified { Cgroups::V2 } else { Cgroups::V1 },
             apparmor,
+            // What sd_booted(3) looks at.
+            systemd: Path::new("/run/systemd/system").is_dir(),
         }
     }
 }

@@ -26,7 +26,7 @@ use link::Authority;
 use wire::identity::Bundle;
 
 use crate::image::ImageStore;
-use crate::program::Program;
+use crate::program::{Printed, Program, found};
 use layout::{GuestDir, Mark};
 use machine::Machine;
 
@@ -116,6 +116,51 @@ impl LxcBackend {
         let state = String::from_utf8_lossy(&printed.stdout);
         Ok(state.trim() != "STOPPED")
     }
+}
+
+/// How often a scope of this name is tried for while systemd forgets the one before, and the pause between.
+const SCOPE_TRIES: u32 = 40;
+const SCOPE_PAUSE: Duration = Duration::from_millis(50);
+
+impl LxcBackend {
+    /// Starts a guest outside the controller's own unit, in one that systemd leaves to LXC: it neither ends
+    /// with the controller nor loses its limits when systemd sorts the groups that it knows.
+    async fn start_in_scope(&self, id: &InstanceId) -> Result<Printed, PortError> {
+        let lxc_start = found(Path::new("lxc-start")).unwrap_or_else(|| "lxc-start".into());
+        let mut tries = 1;
+        loop {
+            let start = Program::new(format!("start guest {id}"), "systemd-run")
+                .args(["--quiet", "--scope", "--collect", "--slice=proximity.slice"])
+                .arg(format!("--unit={}", scope(id)))
+                .arg(format!("--description=Proximity guest {id}"))
+                .args(["--property=Delegate=yes", "--"])
+                .arg(&lxc_start)
+                .arg("-P")
+                .arg(&self.guests)
+                .args(["-n", id.as_str()]);
+            match started_by(start).run().await {
+                // The last process of a stopped guest is gone before its scope is.
+                Err(error) if tries < SCOPE_TRIES && error.cause.contains(".scope was already") => {
+                    tries += 1;
+                    tokio::time::sleep(SCOPE_PAUSE).await;
+                }
+                other => return other,
+            }
+        }
+    }
+}
+
+/// The unit of systemd in which a guest runs.
+fn scope(id: &InstanceId) -> String {
+    format!("proximity-{id}.scope")
+}
+
+fn started_by(program: Program) -> Program {
+    program
+        // LXC starts newuidmap and newgidmap where it finds them, 4 ms each; root needs neither.
+        .env("PATH", Path::new("/usr/sbin:/sbin"))
+        .arg("-d")
+        .deadline(START_DEADLINE)
 }
 
 fn make_directory(dir: &Path, mode: u32) -> Result<(), PortError> {
@@ -246,14 +291,12 @@ impl Backend for LxcBackend {
         )?;
         layout::write(&dir.config(), text.as_bytes())?;
         layer::ready(&dir).await?;
-        let started = self
-            .lxc(format!("start guest {id}"), "lxc-start", id)
-            // LXC starts newuidmap and newgidmap where it finds them, 4 ms each; root needs neither.
-            .env("PATH", Path::new("/usr/sbin:/sbin"))
-            .arg("-d")
-            .deadline(START_DEADLINE)
-            .run()
-            .await;
+        let started = if self.machine.systemd {
+            self.start_in_scope(id).await
+        } else {
+            let start = self.lxc(format!("start guest {id}"), "lxc-start", id);
+            started_by(start).run().await
+        };
         // lxc-start says little; its log says why. And its exit code 0 is not believed either.
         let why = |cause: String| {
             let said = read_tail(&dir.log(), 3).join("; ");

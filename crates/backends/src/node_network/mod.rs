@@ -8,12 +8,14 @@
 //! after it. What does not carry it is never touched. The one setting of the node itself,
 //! `net.ipv4.ip_forward`, is remembered before it is changed and put back when the last zone goes.
 
+pub mod interfaces;
 mod links;
 mod ruleset;
 mod settings;
 
 use std::path::{Path, PathBuf};
 
+use api::InterfaceName;
 use async_trait::async_trait;
 use engine::ports::{NetworkObserved, NodeNetwork, NodeNetworkSpec, PortError};
 use engine::zone::Wan;
@@ -46,6 +48,15 @@ impl LocalNetwork {
     fn settings(&self) -> Settings {
         Settings::new(&self.state)
     }
+}
+
+/// The bridges that this machine gets for these zones.
+pub fn bridges<'a>(zones: impl IntoIterator<Item = &'a NodeNetworkSpec>) -> Vec<InterfaceName> {
+    let of_zone = |spec: &NodeNetworkSpec| match &spec.wan {
+        Wan::Managed { bridge, .. } => vec![spec.bridge.clone(), bridge.clone()],
+        Wan::Bridged { .. } => vec![spec.bridge.clone()],
+    };
+    zones.into_iter().flat_map(of_zone).collect()
 }
 
 fn wanted(spec: &NodeNetworkSpec) -> Vec<Wanted<'_>> {

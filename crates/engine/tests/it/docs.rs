@@ -38,3 +38,17 @@ fn the_catalog_page_shows_files_that_check() {
         assert!(checked.is_ok(), "{checked:?}");
     }
 }
+
+#[test]
+fn the_installed_file_changes_nothing_until_a_setting_is_taken_in() {
+    let file = include_str!("../../../../packaging/config.yml");
+    let built_in = Config::built_in().unwrap();
+    assert_eq!(Config::parse(file).unwrap(), built_in);
+    let (head, settings) = file.split_once("\n\n").unwrap();
+    assert!(head.lines().all(|line| line.starts_with("# ")), "{head}");
+    let settings: Vec<&str> = settings
+        .lines()
+        .map(|line| line.strip_prefix('#').unwrap_or(line))
+        .collect();
+    assert_eq!(Config::parse(&settings.join("\n")).unwrap(), built_in);
+}

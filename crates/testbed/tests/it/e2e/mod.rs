@@ -22,6 +22,7 @@ mod files;
 mod guest;
 mod half_done;
 mod identity;
+mod install;
 mod isolation;
 mod many;
 mod openrc;
