@@ -1,9 +1,9 @@
 //! The agent in a guest: one router behind one door.
 //!
 //! ```text
-//!   TCP 39383 ──TLS──┐            ┌─ open ──────── GET /health
-//!                    ├──▶ router ─┼─ identity ──── PUT /identity
-//!   unix socket ─────┘            └─ exec, files, forward ─ their modules
+//!   TCP 39383 ──────── TLS ─┐            ┌─ open ──────── GET /health
+//!   abstract socket ── TLS ─┼──▶ router ─┼─ identity ──── PUT /identity
+//!   unix socket ────────────┘            └─ exec, files, forward ─ their modules
 //! ```
 //! Without a valid identity nothing listens. Nothing slow happens before it does. When it is told to stop,
 //! commands whose callers wait are ended first; what commands left running on purpose stays.
@@ -32,7 +32,7 @@ use crate::trust::bundle::BundleError;
 use crate::trust::{Trust, renewal, require};
 use crate::{files, forward};
 
-/// 512 connections in all, with those that are about to go; see [`Crowd`].
+/// For each listener 512 connections in all, with those that are about to go; see [`Crowd`].
 const LIMITS: Limits = Limits {
     proven: 400,
     unproven: 96,
@@ -48,6 +48,8 @@ pub struct Options {
     pub bundle: PathBuf,
     /// Where to listen on TCP, with TLS.
     pub listen: Option<SocketAddr>,
+    /// The abstract unix socket on which to listen with TLS, for a controller on the same machine.
+    pub inside: Option<String>,
     /// Where to listen on a unix socket, without TLS but with tokens all the same.
     pub unix: Option<PathBuf>,
 }
@@ -121,6 +123,7 @@ pub async fn init(options: Options) -> Result<(), InitError> {
 /// An agent that listens.
 pub struct Guest {
     tcp: Option<TcpListener>,
+    inside: Option<UnixListener>,
     unix: Option<UnixListener>,
     trust: Arc<Trust>,
     processes: Arc<Processes>,
@@ -134,6 +137,17 @@ impl Guest {
             door::listen(address).map_err(|source| GuestError::Listen { address, source })
         });
         let unix = options.unix.as_deref().map(door::listen_unix);
+        // Any process of the guest can take the name first. The controller then finds the agent by TCP.
+        let inside = options
+            .inside
+            .as_deref()
+            .and_then(|name| match door::listen_abstract(name) {
+                Ok(listener) => Some(listener),
+                Err(error) => {
+                    tracing::warn!(%error, socket = name, "the abstract socket can't be had");
+                    None
+                }
+            });
         let groups = Groups::of_this_process();
         let groups = groups.inspect_err(
             |error| tracing::info!(%error, "commands get no control groups of their own"),
@@ -141,6 +155,7 @@ impl Guest {
         let processes = Processes::start(groups.ok()).map_err(GuestError::Processes)?;
         let guest = Self {
             tcp: tcp.transpose()?,
+            inside,
             unix: unix.transpose()?,
             router: router(&trust, processes.clone(), began),
             processes,
@@ -162,19 +177,9 @@ impl Guest {
 
     /// Answers callers, for ever.
     pub async fn serve(self) {
-        let (trust, router, crowd) = (self.trust, self.router, Crowd::new(LIMITS));
-        let plain = router.clone();
-        let tcp = async {
-            match self.tcp {
-                Some(listener) => {
-                    door::accept(listener, crowd, move |stream, seat| {
-                        door::serve_tls(stream, seat, trust.clone(), router.clone())
-                    })
-                    .await;
-                }
-                None => std::future::pending().await,
-            }
-        };
+        let plain = self.router.clone();
+        let tcp = secured(self.tcp, &self.trust, &self.router);
+        let inside = secured(self.inside, &self.trust, &self.router);
         let unix = async {
             match self.unix {
                 Some(listener) => {
@@ -188,8 +193,25 @@ impl Guest {
         };
         tokio::select! {
             () = tcp => {}
+            () = inside => {}
             () = unix => {}
         }
+    }
+}
+
+/// Answers the callers of a listener over TLS, for ever; without one it waits as long.
+async fn secured<L>(listener: Option<L>, trust: &Arc<Trust>, router: &Router)
+where
+    L: door::Listener<Stream: door::stream::Duplex>,
+{
+    match listener {
+        Some(listener) => {
+            door::accept(listener, Crowd::new(LIMITS), |stream, seat| {
+                door::serve_tls(stream, seat, trust.clone(), router.clone())
+            })
+            .await;
+        }
+        None => std::future::pending().await,
     }
 }
 

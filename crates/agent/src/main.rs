@@ -12,15 +12,15 @@ use agent::guest;
 use agent::relay::{self, Outside};
 use hyper::Method;
 use lexopt::prelude::*;
-use wire::agent::{AGENT_PORT, RELAY_PORT};
+use wire::agent::{AGENT_PORT, AGENT_SOCKET, RELAY_PORT};
 
 const HELP: &str = "\
 proximity-agent: the part of Proximity inside guests and on the appliance
 
   proximity-agent serve [--bundle FILE] [--listen ADDRESS:PORT] [--unix PATH] [--debug]
         serve this guest to its controller, by TLS and with tokens
-        (defaults: /etc/proximity/identity/bundle.json, 0.0.0.0:39383; with --unix and without
-        --listen only on that socket, without TLS)
+        (defaults: /etc/proximity/identity/bundle.json, 0.0.0.0:39383 and the abstract socket
+        proximity-agent; with --unix and without --listen only on that socket, without TLS)
   proximity-agent init [--bundle FILE] [--listen ADDRESS:PORT] [--debug]
         the same as process 1 of a guest without an init system: mounts, reaps, serves, halts
   proximity-agent relay [--state FILE] [--run DIR] [--bundle FILE] [--listen ADDRESS:PORT] [--debug]
@@ -117,9 +117,11 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
         [word @ ("serve" | "init")] => {
             // Whoever asks for a unix socket alone gets no port.
             let listen = address.or_else(|| unix.is_none().then(|| any(AGENT_PORT)));
+            let inside = address.is_none() && unix.is_none();
             let options = guest::Options {
                 bundle,
                 listen,
+                inside: inside.then(|| AGENT_SOCKET.to_owned()),
                 unix,
             };
             match *word {

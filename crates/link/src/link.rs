@@ -21,7 +21,8 @@ use http::Method;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use wire::agent::{AGENT_PORT, Health, Scope};
@@ -35,7 +36,7 @@ use crate::pool::{Key, Pool};
 use crate::relay::{self, DialError};
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
-/// For a connection within one network namespace, and what leads there.
+/// For the way into a guest of this machine: a question to its monitor, and a connection.
 const INSIDE_DEADLINE: Duration = Duration::from_millis(400);
 const TLS_DEADLINE: Duration = Duration::from_secs(5);
 const SHORT_CALL: Duration = Duration::from_secs(10);
@@ -54,9 +55,10 @@ pub trait Locate: Send + Sync {
     /// The address of an appliance's relay.
     async fn relay(&self, appliance: &InstanceId) -> Result<SocketAddr, LinkError>;
 
-    /// A socket inside the network of a guest that runs on this very machine, not connected: its agent is
-    /// at the loopback address there. None for guests elsewhere, and when that way can't be had.
-    async fn inside(&self, _guest: &InstanceId) -> Option<TcpSocket> {
+    /// A connection made inside the network of a guest that runs on this very machine, to the socket
+    /// [`wire::agent::AGENT_SOCKET`] there. None for guests elsewhere. That nobody listens there says that
+    /// the agent does not run.
+    async fn inside(&self, _guest: &InstanceId) -> Option<io::Result<UnixStream>> {
         None
     }
 }
@@ -289,14 +291,36 @@ impl Link {
     }
 
     async fn open(&self, to: &Destination) -> Result<Connection, LinkError> {
+        if to.target.is_some() {
+            match timeout(INSIDE_DEADLINE, self.locate.inside(&to.key.1)).await {
+                Ok(None) => {}
+                Ok(Some(Ok(stream))) => match self.secured(to, stream).await {
+                    Ok(connection) => return Ok(connection),
+                    // Any process of the guest can have taken the socket's name before the agent.
+                    Err(error) => tracing::debug!(%error, "not by the socket inside; by the relay"),
+                },
+                // The agent listens on both or on neither, so the relay would find nobody either.
+                Ok(Some(Err(error))) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    return Err(not_reachable(to, "its agent does not listen".into()));
+                }
+                Ok(Some(Err(error))) => {
+                    tracing::debug!(peer = to.name(), %error, "no way inside; by the relay");
+                }
+                Err(_) => tracing::debug!(peer = to.name(), "no way inside in time; by the relay"),
+            }
+        }
         let stream = self.dial(to).await?;
-        let not_reachable = |reason: String| LinkError::NotReachable {
-            peer: to.name().to_owned(),
-            reason,
-        };
+        self.secured(to, stream).await
+    }
+
+    /// TLS with whoever is at the other end, who must be the one that is meant.
+    async fn secured<S>(&self, to: &Destination, stream: S) -> Result<Connection, LinkError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         // By the id and nothing else: an address says nothing about who answers there.
         let name = ServerName::try_from(wire::agent::server_name(&to.key.1))
-            .map_err(|e| not_reachable(e.to_string()))?;
+            .map_err(|e| not_reachable(to, e.to_string()))?;
         let tls = match to.target {
             Some(_) => &self.guests,
             None => &self.relays,
@@ -314,49 +338,22 @@ impl Link {
                         reason: error.to_string(),
                     });
                 }
-                return Err(not_reachable(format!("no TLS with it: {error}")));
+                return Err(not_reachable(to, format!("no TLS with it: {error}")));
             }
             Err(_) => {
                 let ms = to.tls.as_millis();
-                return Err(not_reachable(format!("no TLS with it within {ms} ms")));
+                return Err(not_reachable(to, format!("no TLS with it within {ms} ms")));
             }
         };
         Connection::over(bulk_stream::of_client(stream))
             .await
-            .map_err(|e| not_reachable(describe(&e)))
-    }
-
-    /// None when there is no such way to this guest.
-    async fn dial_inside(&self, to: &Destination) -> Option<io::Result<TcpStream>> {
-        let socket = self.locate.inside(&to.key.1).await?;
-        let agent = SocketAddr::from((Ipv4Addr::LOCALHOST, AGENT_PORT));
-        Some(socket.connect(agent).await.and_then(relay::tuned))
+            .map_err(|e| not_reachable(to, describe(&e)))
     }
 
     async fn dial(&self, to: &Destination) -> Result<TcpStream, LinkError> {
-        let not_reachable = |reason: String| LinkError::NotReachable {
-            peer: to.name().to_owned(),
-            reason,
-        };
-        if to.target.is_some() {
-            match timeout(INSIDE_DEADLINE, self.dial_inside(to)).await {
-                Ok(Some(Ok(stream))) => return Ok(stream),
-                // The agent listens on every address of the guest, so the relay would find nobody either.
-                Ok(Some(Err(error))) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    return Err(not_reachable("nothing listens on its agent's port".into()));
-                }
-                Ok(Some(Err(error))) => {
-                    tracing::debug!(peer = to.name(), %error, "no way inside; by the relay then");
-                }
-                Ok(None) => {}
-                Err(_) => {
-                    tracing::debug!(peer = to.name(), "no way inside in time; by the relay then")
-                }
-            }
-        }
         let relay = timeout(CONNECT_DEADLINE, self.locate.relay(&to.appliance))
             .await
-            .map_err(|_| not_reachable("its relay was not found in time".into()))??;
+            .map_err(|_| not_reachable(to, "its relay was not found in time".into()))??;
         let dialled = match to.target {
             Some(target) => {
                 let tokens = self.authority.tokens();
@@ -366,8 +363,15 @@ impl Link {
         };
         dialled.map_err(|error| match error {
             DialError::Identity(error) => LinkError::Identity(error),
-            error => not_reachable(error.to_string()),
+            error => not_reachable(to, error.to_string()),
         })
+    }
+}
+
+fn not_reachable(to: &Destination, reason: String) -> LinkError {
+    LinkError::NotReachable {
+        peer: to.name().to_owned(),
+        reason,
     }
 }
 

@@ -97,11 +97,7 @@ async fn open(
 }
 
 async fn tcp(relay: SocketAddr) -> io::Result<TcpStream> {
-    tuned(TcpStream::connect(relay).await?)
-}
-
-/// A connection on which small writes are not delayed.
-pub(crate) fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(relay).await?;
     stream.set_nodelay(true)?;
     // Within one machine; see the constant. A kernel that offers no choice keeps its own.
     let _ = rustix::net::sockopt::set_tcp_congestion(&stream, CONGESTION);

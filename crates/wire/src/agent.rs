@@ -1,6 +1,7 @@
 //! How a controller speaks with the agent in a guest and with the relay on an appliance.
 //!
-//! **Agent**, TCP [`AGENT_PORT`], TLS 1.3, HTTP/1.1. Its certificate names the instance
+//! **Agent**, TCP [`AGENT_PORT`] and for a controller on the same machine the abstract unix socket
+//! [`AGENT_SOCKET`], TLS 1.3, HTTP/1.1 on both. Its certificate names the instance
 //! ([`server_name`]); who may call is told by a token ([`Claims`]) in `Authorization: Bearer` or
 //! `X-Access-Token`.
 //!
@@ -24,6 +25,12 @@ use serde::{Deserialize, Serialize};
 
 /// Where the agent of a guest listens.
 pub const AGENT_PORT: u16 = 39383;
+/// Where it listens too: an abstract unix socket (unix(7)), which like a port belongs to the guest's network
+/// namespace.
+pub const AGENT_SOCKET: &str = "proximity-agent";
+/// What may be on the way in each direction on such a socket, in bytes: with the kernel's 208 KiB both ends
+/// of a large file wake each other for every second piece.
+pub const AGENT_SOCKET_BUFFER_BYTES: usize = 1 << 20;
 /// Where the relay of an appliance listens.
 pub const RELAY_PORT: u16 = 39384;
 /// Where the agent of a node listens.

@@ -15,7 +15,9 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::SocketAddr as SocketName;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +35,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
 use tower::ServiceExt;
+use wire::agent::AGENT_SOCKET_BUFFER_BYTES;
 
 use crate::durable::{self, FileError};
 use crate::trust::Trust;
@@ -77,6 +80,14 @@ pub fn listen_unix(path: &Path) -> Result<UnixListener, FileError> {
     Ok(listener)
 }
 
+/// Begins to listen on an abstract unix socket, which everybody in this network namespace can use.
+pub fn listen_abstract(name: &str) -> io::Result<UnixListener> {
+    let address = SocketName::from_abstract_name(name)?;
+    let listener = std::os::unix::net::UnixListener::bind_addr(&address)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
 /// Sends small pieces at once, and notices a peer that vanished.
 pub fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -111,7 +122,10 @@ impl Listener for TcpListener {
 impl Listener for UnixListener {
     type Stream = tokio::net::UnixStream;
     async fn next(&self) -> io::Result<Self::Stream> {
-        Ok(self.accept().await?.0)
+        let (stream, _) = self.accept().await?;
+        // At most what the node's administrator lets everybody have.
+        let _ = sockopt::set_socket_send_buffer_size(stream.as_fd(), AGENT_SOCKET_BUFFER_BYTES);
+        Ok(stream)
     }
 }
 
@@ -145,7 +159,14 @@ where
 }
 
 /// Serves HTTP over TLS. The deadline of the handshake is the seat's.
-pub async fn serve_tls(stream: TcpStream, seat: Seat, trust: Arc<Trust>, router: Router) {
+pub async fn serve_tls(
+    stream: impl stream::Duplex + 'static,
+    seat: Seat,
+    trust: Arc<Trust>,
+    router: Router,
+) {
+    // Boxed for the same reason as in `Seated`.
+    let stream: Box<dyn stream::Duplex> = Box::new(stream);
     match trust.acceptor().accept(ReadAhead::new(stream)).await {
         Ok(stream) => serve(bulk_stream::of_server(stream), seat, router).await,
         Err(error) => tracing::debug!(%error, "a TLS handshake failed"),

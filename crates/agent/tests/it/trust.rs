@@ -30,6 +30,7 @@ async fn lab() -> Lab {
     let options = Options {
         bundle: "/".into(),
         listen: Some(([127, 0, 0, 1], 0).into()),
+        inside: None,
         unix: None,
     };
     let trust = Arc::new(Trust::new(&bundle).unwrap());

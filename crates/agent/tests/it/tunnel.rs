@@ -168,6 +168,7 @@ async fn an_agent_is_reached_through_the_relay_with_one_tls_session() {
     let options = agent::guest::Options {
         bundle: "/".into(),
         listen: Some(lab.guest(101)),
+        inside: None,
         unix: None,
     };
     let began = std::time::Instant::now();

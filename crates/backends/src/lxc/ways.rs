@@ -1,11 +1,12 @@
 //! The ways to guests from this node: where their zone's relay is, and straight into their network.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use api::InstanceId;
 use async_trait::async_trait;
 use link::{LinkError, Locate};
-use tokio::net::TcpSocket;
+use tokio::net::UnixStream;
 use wire::agent::RELAY_PORT;
 
 use super::{LxcBackend, inside};
@@ -46,16 +47,11 @@ impl Locate for LxcBackend {
         Ok(SocketAddr::new(IpAddr::V4(outside), RELAY_PORT))
     }
 
-    async fn inside(&self, guest: &InstanceId) -> Option<TcpSocket> {
+    async fn inside(&self, guest: &InstanceId) -> Option<io::Result<UnixStream>> {
         if self.through_relay {
             return None;
         }
-        match inside::tcp_socket(&self.guests, guest).await {
-            Ok(socket) => Some(TcpSocket::from_std_stream(socket.into())),
-            Err(error) => {
-                tracing::debug!(%guest, %error, "no socket inside a guest");
-                None
-            }
-        }
+        let connected = inside::agent(&self.guests, guest).await;
+        Some(connected.and_then(UnixStream::from_std))
     }
 }
