@@ -29,6 +29,7 @@ mod image;
 mod limits;
 mod open;
 mod operation;
+mod orphan;
 mod password;
 mod progress;
 mod quantity;
@@ -136,6 +137,7 @@ async fn ask(
         Command::Route(_) => gateway::routes(&client?, screen).await,
         Command::Zone(_) => zone::list(&client?, screen).await,
         Command::Operation(command) => operation::run(&client?, &command, screen).await,
+        Command::Orphan(command) => orphan::run(&client?, &command, screen).await,
         Command::Appliance(command) => appliance::run(&client?, &command, screen).await,
         Command::Audit(AuditCommand::Tail(args)) => audit::tail(&client?, &args, screen).await,
         Command::Serve(_)

@@ -26,6 +26,7 @@ use engine::zone::ZoneRecord;
 use jiff::Timestamp;
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use wire::gateway::Lease;
 
 /// The store. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -208,6 +209,14 @@ impl Store for SqliteStore {
         let gone = self.delete_zone(name, at).await?;
         passed!(self, Object(name.as_str()), "forgotten");
         Ok(gone)
+    }
+
+    async fn leases(&self, zone: &ZoneName) -> Result<Vec<Lease>, StoreError> {
+        self.zone_leases(zone).await
+    }
+
+    async fn remember_leases(&self, zone: &ZoneName, leases: &[Lease]) -> Result<(), StoreError> {
+        self.write_leases(zone, leases).await
     }
 
     async fn instances(&self) -> Result<Vec<InstanceRecord>, StoreError> {

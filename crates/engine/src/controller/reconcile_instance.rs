@@ -13,7 +13,7 @@ use wire::gateway::ProbeRequest;
 use wire::identity::Bundle;
 
 use super::worker::Settled;
-use super::{Controller, Object, reconcile_zone};
+use super::{Attention, Controller, Object, reconcile_zone};
 use crate::error::Error;
 use crate::instance::plan::{InstanceAction, InstanceObserved, plan};
 use crate::instance::{InstanceDesired, InstanceRecord, Workload};
@@ -29,6 +29,7 @@ impl Controller {
         &self,
         id: &InstanceId,
         wake: &Arc<Notify>,
+        attention: &Attention,
     ) -> Result<Settled, Error> {
         let ports = self.ports();
         // The operation first: one that is asked for between the two reads must not be ended by what is
@@ -48,6 +49,7 @@ impl Controller {
             self.inner.feed.clone(),
             operation.map(|o| o.id),
             format!("instance {}", record.name),
+            attention,
         );
         if record.has_expired(ports.entropy.now()) && record.desired != InstanceDesired::Deleted {
             self.expire(record).await?;
@@ -319,6 +321,8 @@ impl Run<'_> {
                 store
                     .forget_instance(&record.id, self.controller.ports().entropy.now())
                     .await?;
+                // Its operation ended with it; whatever fails from here on, who waits for it is told.
+                self.controller.inner.feed.announce();
                 return Ok(());
             }
             _ => {}
@@ -366,7 +370,7 @@ impl Run<'_> {
         let now = self.controller.ports().entropy.now();
         match self.record.next_look(now) {
             None => Settled::Yes,
-            Some(left) => Settled::Retry(left.min(super::worker::PERIOD)),
+            Some(left) => Settled::Until(left.min(super::worker::PERIOD)),
         }
     }
 
@@ -417,7 +421,7 @@ impl Run<'_> {
             .save_progress(&self.record)
             .await?;
         self.recorder.finish(Some(&failure)).await?;
-        Ok(Settled::Retry(Duration::from_secs(30)))
+        Ok(Settled::Unwell(failure.cause))
     }
 
     /// A step failed: the guest is kept to look at, and the failure names step, cause and next command.
@@ -466,7 +470,7 @@ impl Run<'_> {
             Ok(self.settled())
         } else {
             // Nobody waits: after a restart of the node the appliance may only just be coming back.
-            Ok(Settled::Retry(Duration::from_secs(5)))
+            Ok(Settled::Unwell(failure.cause))
         }
     }
 }
