@@ -201,6 +201,10 @@ impl Run<'_> {
             InstanceDesired::Deleted => Duration::ZERO,
             _ => self.controller.inner.pace.appliance,
         };
+        if self.controller.sync_gateway(self.zone).await.is_ok() {
+            return Ok(());
+        }
+        self.wake_zone();
         self.controller
             .sync_gateway_patiently(self.zone, patience)
             .await
@@ -256,16 +260,41 @@ impl Run<'_> {
             readiness: app.readiness.clone(),
             deadline_ms: u64::from(app.ready_timeout_s) * 1000,
         };
-        let gateway = &self.controller.ports().gateway;
-        let probe = async {
-            let answered = gateway.probe(&self.zone.appliance, &request).await;
-            answered.map_err(StepError::from)
-        };
+        let probe = self.probe_patiently(&request);
         self.unless_it_ends("the app's answer", probe).await?;
         Ok(format!(
             "answered after {:.2} s",
             began.elapsed().as_secs_f64()
         ))
+    }
+
+    /// An answer counts only from an appliance that is there: one that died under the question is asked again when
+    /// its zone's worker has brought it back.
+    async fn probe_patiently(&self, request: &ProbeRequest) -> Result<(), StepError> {
+        let gateway = &self.controller.ports().gateway;
+        let appliance = &self.zone.appliance;
+        let patience = self.controller.inner.pace.appliance;
+        let began = Instant::now();
+        loop {
+            let Err(error) = gateway.probe(appliance, request).await else {
+                return Ok(());
+            };
+            if gateway.read(appliance).await.is_ok() || began.elapsed() >= patience {
+                return Err(error.into());
+            }
+            self.wake_zone();
+            while gateway.read(appliance).await.is_err() && began.elapsed() < patience {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+
+    /// What somebody waits for needs the appliance now, not at the zone's next look.
+    fn wake_zone(&self) {
+        if self.recorder.is_asked_for() {
+            let zone = Object::Zone(self.zone.spec.name.clone());
+            self.controller.wake(zone);
+        }
     }
 
     /// Waits for something in the guest as long as the guest runs and nobody wants something else.
@@ -294,6 +323,10 @@ impl Run<'_> {
     }
 
     async fn settle(&mut self, action: InstanceAction) -> Result<(), StepError> {
+        if action == InstanceAction::SettleRunning {
+            // Its lease is remembered from now on.
+            self.wake_zone();
+        }
         let record = &mut self.record;
         match action {
             InstanceAction::SettleRunning => {

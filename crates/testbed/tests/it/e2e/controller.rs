@@ -159,6 +159,18 @@ impl Controller {
         });
     }
 
+    /// As [`Controller::serve`] over a data directory that only the host sees: the API answers its command line
+    /// alone.
+    pub fn serve_inside(&mut self) {
+        let words = self.serve_words(&[]);
+        let pid = self.host.spawn(words, &self.log_file()).unwrap();
+        self.serving = Some(pid);
+        eventually("the controller answers", || {
+            assert!(alive(pid), "the controller ended at its start");
+            self.run(["zone", "list"]).code == 0
+        });
+    }
+
     /// Ends the controller with a signal; returns when it is gone.
     pub fn end(&mut self, signal: Signal) {
         let pid = self.serving.take().expect("a controller serves");
@@ -304,6 +316,11 @@ impl Controller {
         finish(self.command(["sh", "-euc", script]))
             .expect(0)
             .text()
+    }
+
+    /// The exit code of a shell script in the host.
+    pub fn run_in_host(&self, script: &str) -> i32 {
+        finish(self.command(["sh", "-uc", script])).code
     }
 
     // ── what there is ──

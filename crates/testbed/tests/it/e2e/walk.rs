@@ -234,3 +234,59 @@ fn a_sandbox_run_survives_a_kill_behind_every_record() {
         }
     }
 }
+
+#[test]
+fn an_appliance_that_is_killed_at_any_step_fails_nothing() {
+    let walk = Walk::start();
+    walk.controller.ok(["up"]);
+    let files = agreement::files(&walk.controller);
+    let kill = format!(
+        "lxc-stop -P /var/lib/proximity/guests -n {} -k",
+        walk.controller.appliance_id()
+    );
+    // Of each step the record with which it began.
+    let steps = |kind: &str, ask: fn(&Controller) -> UnixStream| -> Vec<usize> {
+        walk.count(kind, ask);
+        let passed = walk.passed(kind);
+        let started = passed.iter().enumerate();
+        let started = started.filter(|(_, record)| record.ends_with(" started"));
+        started.map(|(index, _)| index + 1).collect()
+    };
+    let cut = |kind: &str, number: usize, ask: fn(&Controller) -> UnixStream| {
+        walk.forget();
+        walk.hold(&format!("{kind} * {number}"));
+        let _asked = ask(&walk.controller);
+        eventually(&format!("{kind} comes to its record {number}"), || {
+            walk.passed(kind).len() == number
+        });
+        walk.controller.script(&kill);
+        walk.hold("");
+        walk.all_done();
+    };
+    let deploys = steps("deploy", deploy);
+    let deletes = steps("delete", delete);
+    for (index, number) in deploys.iter().enumerate() {
+        cut("deploy", *number, deploy);
+        assert_eq!(walk.controller.app("web")["status"], "running");
+        walk.controller.until_available();
+        eventually("its page is served", || {
+            walk.controller.page("web.prox.local").0 == 200
+        });
+        agreement::check(&walk.controller, &files, &format!("deploy, step {index}"));
+        // A deletion waits for no appliance, so one of its steps stands for all.
+        match index {
+            0 => cut("delete", deletes[0], delete),
+            _ => drop(walk.controller.ok(["app", "delete", "web", "--yes"])),
+        }
+        eventually("the app is gone", || {
+            walk.controller.api("GET", "/apps/web", None).0 == 404
+        });
+        walk.controller.until_available();
+        eventually("the gateway is told", || {
+            let lists = ["/appliance/dns/records", "/appliance/vhosts"];
+            let empty = |list| walk.controller.api("GET", list, None).1 == json!([]);
+            lists.into_iter().all(empty)
+        });
+        agreement::check(&walk.controller, &files, &format!("delete, step {index}"));
+    }
+}
