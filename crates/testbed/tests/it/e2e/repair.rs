@@ -133,6 +133,13 @@ fn a_guest_without_a_record_is_told_of_and_left_alone() {
         "{status}"
     );
 
+    // No second appliance is put beside the one that runs.
+    let refused = controller.refused(["up"], "conflict");
+    assert!(
+        refused["hint"].as_str().unwrap().contains("orphan remove"),
+        "{refused}"
+    );
+
     // Neither is removed without a word, and what does not carry our mark not even with one.
     let ran = controller.run(["orphan", "remove", id]).expect(2);
     assert!(ran.err.contains("--yes"), "{}", ran.err);
