@@ -5,7 +5,7 @@ use api::operation::{Operation, OperationEvent, OperationStatus};
 use api::{InstanceId, InstanceName, OperationId, ZoneName};
 use async_trait::async_trait;
 use jiff::Timestamp;
-use wire::gateway::Lease;
+pub use wire::gateway::Lease;
 
 use crate::instance::InstanceRecord;
 use crate::zone::ZoneRecord;

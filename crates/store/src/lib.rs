@@ -21,12 +21,11 @@ use api::operation::{Operation, OperationEvent, OperationStatus};
 use api::{InstanceId, InstanceName, OperationId, ZoneName};
 use async_trait::async_trait;
 use engine::instance::InstanceRecord;
-use engine::store::{IdempotencyKey, KeyClaim, NewOperation, Store, StoreError};
+use engine::store::{IdempotencyKey, KeyClaim, Lease, NewOperation, Store, StoreError};
 use engine::zone::ZoneRecord;
 use jiff::Timestamp;
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use wire::gateway::Lease;
 
 /// The store. Cheap to clone.
 #[derive(Debug, Clone)]

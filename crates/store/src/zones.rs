@@ -1,10 +1,9 @@
 //! Rows of zones.
 
 use api::ZoneName;
-use engine::store::{NewOperation, StoreError};
+use engine::store::{Lease, NewOperation, StoreError};
 use engine::zone::{ZoneDesired, ZoneRecord};
 use jiff::Timestamp;
-use wire::gateway::Lease;
 
 use crate::{SqliteStore, failed, from_json, operations, parse, to_json};
 
