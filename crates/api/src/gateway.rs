@@ -68,22 +68,6 @@ pub struct ZoneStatus {
     pub drift: Vec<String>,
 }
 
-/// `GET /status`: all of it at a glance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct Status {
-    /// The controller's version.
-    pub version: String,
-    /// Every configured zone.
-    pub zones: Vec<ZoneStatus>,
-    /// Instances by status.
-    pub instances: BTreeMap<String, u32>,
-    /// What differs from what is wanted, over all instances.
-    pub drift: Vec<String>,
-    /// Operations under way: `KIND TARGET`.
-    pub operations: Vec<String>,
-}
-
 /// One DHCP lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

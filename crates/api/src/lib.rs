@@ -12,6 +12,7 @@ pub mod operation;
 pub mod problem;
 pub mod sandbox;
 pub mod session;
+pub mod status;
 
 pub use names::{
     Domain, HostName, ImageDigest, ImageName, InstanceId, InstanceName, InterfaceName, InvalidName,

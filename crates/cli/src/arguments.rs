@@ -12,8 +12,8 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::screen::Screen;
 use crate::{
-    app, appliance, audit, config_check, copy, exec, forward, image, node, operation, sandbox,
-    serve, shell,
+    app, appliance, audit, config_check, copy, exec, forward, image, node, operation, orphan,
+    sandbox, serve, shell,
 };
 
 /// Turns machines you own into a private cloud of isolated apps.
@@ -134,6 +134,9 @@ pub enum Command {
     /// Operations: what runs, what ran, and how it went
     #[command(subcommand)]
     Operation(operation::OperationCommand),
+    /// Guests that carry Proximity's mark and stand in no record
+    #[command(subcommand)]
+    Orphan(orphan::OrphanCommand),
     /// The zone's gateway guest
     #[command(subcommand)]
     Appliance(appliance::ApplianceCommand),

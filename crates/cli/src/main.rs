@@ -30,6 +30,7 @@ mod limits;
 mod node;
 mod open;
 mod operation;
+mod orphan;
 mod password;
 mod progress;
 mod quantity;
@@ -138,6 +139,7 @@ async fn ask(
         Command::Route(_) => gateway::routes(&client?, screen).await,
         Command::Zone(_) => zone::list(&client?, screen).await,
         Command::Operation(command) => operation::run(&client?, &command, screen).await,
+        Command::Orphan(command) => orphan::run(&client?, &command, screen).await,
         Command::Appliance(command) => appliance::run(&client?, &command, screen).await,
         Command::Audit(AuditCommand::Tail(args)) => audit::tail(&client?, &args, screen).await,
         Command::Serve(_)

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use api::gateway::{Infrastructure, Status};
+use api::gateway::Infrastructure;
+use api::status::{Drift, Repair, Status};
 use client::Client;
 
 use crate::arguments::InfrastructureArgs;
@@ -45,21 +46,50 @@ fn status_text(status: &Status, at: &str) -> String {
         .fact("instances", instances)
         .facts("operations", status.operations.iter().cloned())
         .text(0);
-    let drift = status
-        .zones
-        .iter()
-        .flat_map(|z| z.drift.iter().map(move |d| format!("zone {}: {d}", z.name)))
-        .chain(status.drift.iter().cloned());
     if status.zones.is_empty() {
         text.push_str("\n\nno zones are configured");
     } else {
         let _ = write!(text, "\n\n{}", zone::table(&status.zones));
     }
-    let drift: Vec<String> = drift.map(|d| guest_text::line(&d)).collect();
-    if !drift.is_empty() {
-        let _ = write!(text, "\n\ndrift:\n  {}", drift.join("\n  "));
+    if !status.drift.is_empty() {
+        let shown: Vec<String> = status.drift.iter().map(drift_text).collect();
+        let _ = write!(text, "\n\ndrift:\n{}", shown.join("\n"));
+    }
+    if !status.orphans.is_empty() {
+        let shown = status.orphans.iter().map(|o| {
+            let name = o.name.as_deref().unwrap_or("without a name");
+            guest_text::line(&format!("{} {name}, {}", o.id, o.state))
+        });
+        let _ = write!(
+            text,
+            "\n\norphans, left alone until you remove them (proximity orphan remove ID):\n  {}",
+            shown.collect::<Vec<_>>().join("\n  ")
+        );
     }
     text
+}
+
+/// What differs, a line each, then what is done about it.
+fn drift_text(drift: &Drift) -> String {
+    let mut lines = vec![format!("  {} {}", drift.kind, drift.name)];
+    let line = |text: &str| format!("    {}", guest_text::line(text));
+    lines.extend(drift.differs.iter().map(|d| line(d)));
+    lines.extend(drift.repair.as_ref().map(|r| line(&repair_text(r))));
+    let next = drift.next.as_ref().filter(|_| drift.repair.is_none());
+    lines.extend(next.map(|n| line(&format!("next: {n}"))));
+    lines.join("\n")
+}
+
+fn repair_text(repair: &Repair) -> String {
+    let now = match (&repair.doing, repair.next_try_in_ms) {
+        (Some(doing), _) => format!("now: {doing}"),
+        (None, Some(ms)) => format!("next look in {} s", ms.div_ceil(1000)),
+        (None, None) => "next look: now".to_owned(),
+    };
+    match (repair.failed_attempts, &repair.last_cause) {
+        (0, _) | (_, None) => now,
+        (n, Some(cause)) => format!("{now}; {n} failed, the last: {cause}"),
+    }
 }
 
 fn infrastructure_text(facts: &Infrastructure) -> String {

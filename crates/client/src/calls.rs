@@ -6,9 +6,10 @@ use api::app::{App, DeployAccepted, DeployRequest, OperationAccepted, RecipeSumm
 use api::audit::AuditTail;
 use api::gateway::{
     AppliancePassword, ApplianceStatus, DnsRecord, DownRequest, Health, Infrastructure, LeaseView,
-    RouteView, Status, ZoneStatus,
+    RouteView, ZoneStatus,
 };
 use api::operation::Operation;
+use api::status::Status;
 use api::{HostName, InstanceName, OperationId, RecipeId, ZoneName};
 use reqwest::Method;
 

@@ -16,6 +16,7 @@ mod events;
 mod exec;
 mod files;
 mod forward;
+mod orphans;
 mod sandboxes;
 mod session;
 mod sse;

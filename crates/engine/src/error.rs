@@ -33,6 +33,9 @@ pub enum Error {
     /// The configuration has no such zone.
     #[error("there is no zone {0:?}")]
     UnknownZone(String),
+    /// There is no such orphan.
+    #[error("there is no orphan {0:?}")]
+    UnknownOrphan(String),
     /// There is no such operation.
     #[error("there is no operation {0:?}")]
     UnknownOperation(String),
@@ -100,6 +103,11 @@ impl Error {
                 Some(
                     "zones come from the configuration; what there is: proximity zone list".into(),
                 ),
+            ),
+            Self::UnknownOrphan(_) => (
+                404,
+                "unknown_orphan",
+                Some("guests that no record knows: proximity orphan list".into()),
             ),
             Self::UnknownOperation(_) => (
                 404,

@@ -310,6 +310,9 @@ impl Gateway for FakeNode {
     }
 
     async fn read(&self, appliance: &InstanceId) -> Result<GatewayReport, PortError> {
+        if let Some(cause) = locked(&self.failing).get("read") {
+            return Err(PortError::new("read", cause));
+        }
         let gateways = locked(&self.gateways);
         let state = gateways
             .get(appliance)

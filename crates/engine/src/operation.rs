@@ -8,6 +8,7 @@ use api::app::Failure;
 use api::operation::{OperationEvent, OperationStatus, StepState};
 use tokio::sync::watch;
 
+use crate::controller::Attention;
 use crate::ports::{Entropy, Store};
 use crate::store::StoreError;
 
@@ -87,16 +88,18 @@ pub struct Recorder {
     feed: Feed,
     operation: Option<OperationId>,
     object: String,
+    attention: Attention,
 }
 
 impl Recorder {
-    /// A recorder for `operation`, if there is one, about `object`.
-    pub fn new(
+    /// A recorder for `operation`, if there is one, about `object`, whose worker's attention it leads.
+    pub(crate) fn new(
         store: Arc<dyn Store>,
         entropy: Arc<dyn Entropy>,
         feed: Feed,
         operation: Option<OperationId>,
         object: impl Into<String>,
+        attention: &Attention,
     ) -> Self {
         Self {
             store,
@@ -104,6 +107,7 @@ impl Recorder {
             feed,
             operation,
             object: object.into(),
+            attention: attention.clone(),
         }
     }
 
@@ -115,7 +119,9 @@ impl Recorder {
     {
         self.event(step, StepState::Started, begin, None).await?;
         let began = Instant::now();
+        self.attention.begin(begin);
         let outcome = work.await;
+        self.attention.end();
         let elapsed = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         match &outcome {
             Ok(message) => {

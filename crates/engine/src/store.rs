@@ -5,6 +5,7 @@ use api::operation::{Operation, OperationEvent, OperationStatus};
 use api::{InstanceId, InstanceName, OperationId, ZoneName};
 use async_trait::async_trait;
 use jiff::Timestamp;
+pub use wire::gateway::Lease;
 
 use crate::instance::InstanceRecord;
 use crate::zone::ZoneRecord;
@@ -88,6 +89,11 @@ pub trait Store: Send + Sync {
     /// Forgets a zone that was taken down and ends what was under way for it; false, and nothing is
     /// forgotten, when it is wanted up by now.
     async fn forget_zone(&self, name: &ZoneName, at: Timestamp) -> Result<bool, StoreError>;
+
+    /// The leases that the zone's appliance has given, as they were last remembered.
+    async fn leases(&self, zone: &ZoneName) -> Result<Vec<Lease>, StoreError>;
+    /// Remembers these leases of a zone and no others; nothing when there is no such zone.
+    async fn remember_leases(&self, zone: &ZoneName, leases: &[Lease]) -> Result<(), StoreError>;
 
     /// All instances, by name.
     async fn instances(&self) -> Result<Vec<InstanceRecord>, StoreError>;

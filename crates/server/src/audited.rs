@@ -73,6 +73,7 @@ const ACTIONS: &[(Method, &str, &str)] = &[
         "/api/v1/sandboxes/{id}/extend",
         "sandbox.extend",
     ),
+    (Method::DELETE, "/api/v1/orphans/{id}", "orphan.remove"),
     (
         Method::PUT,
         "/api/v1/appliance/password",

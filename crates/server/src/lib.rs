@@ -22,6 +22,7 @@ mod idempotency;
 mod instances;
 mod openapi;
 mod operations;
+mod orphans;
 mod sandboxes;
 mod sessions;
 mod system;
@@ -109,6 +110,7 @@ pub(crate) fn router(controller: Controller, audit: audit::Log, socket: &Path) -
         .merge(files::routes())
         .merge(forward::routes())
         .merge(sandboxes::routes())
+        .merge(orphans::routes())
         .merge(appliance::routes())
         .merge(operations::routes())
         .merge(audit_records::routes())

@@ -1,7 +1,8 @@
 //! `/system`, `/status`: health and facts.
 
 use api::Problem;
-use api::gateway::{Health, Infrastructure, Status};
+use api::gateway::{Health, Infrastructure};
+use api::status::Status;
 use axum::extract::State as Extract;
 use axum::routing::get;
 use axum::{Json, Router};

@@ -4,6 +4,8 @@
 //!
 //! Owns the database file. Never interprets what it keeps: plans and rules are the engine's.
 
+#[cfg(debug_assertions)]
+mod fault_points;
 mod instances;
 mod keys;
 mod operations;
@@ -19,7 +21,7 @@ use api::operation::{Operation, OperationEvent, OperationStatus};
 use api::{InstanceId, InstanceName, OperationId, ZoneName};
 use async_trait::async_trait;
 use engine::instance::InstanceRecord;
-use engine::store::{IdempotencyKey, KeyClaim, NewOperation, Store, StoreError};
+use engine::store::{IdempotencyKey, KeyClaim, Lease, NewOperation, Store, StoreError};
 use engine::zone::ZoneRecord;
 use jiff::Timestamp;
 use sqlx::SqlitePool;
@@ -32,6 +34,8 @@ pub struct SqliteStore {
     /// For events: they tell and decide nothing, so none of them waits for the disk. They outlive this
     /// process; before a power cut they are safe with the next change of a record.
     events: SqlitePool,
+    #[cfg(debug_assertions)]
+    faults: fault_points::FaultPoints,
 }
 
 impl SqliteStore {
@@ -60,6 +64,8 @@ impl SqliteStore {
         let store = Self {
             pool: pool(4, options.clone()).await?,
             events: pool(1, options.synchronous(SqliteSynchronous::Normal)).await?,
+            #[cfg(debug_assertions)]
+            faults: fault_points::FaultPoints::from_environment(),
         };
         let (verdict,): (String,) = sqlx::query_as("PRAGMA quick_check(1)")
             .fetch_one(&store.pool)
@@ -99,6 +105,14 @@ async fn begin(pool: &SqlitePool) -> Result<sqlx::Transaction<'static, sqlx::Sql
     pool.begin_with("BEGIN IMMEDIATE")
         .await
         .map_err(failed("begin a transaction"))
+}
+
+/// Says in debug builds that a record of an operation is on the disk; nothing in release builds.
+macro_rules! passed {
+    ($store:expr, $of:ident($by:expr), $what:expr) => {
+        #[cfg(debug_assertions)]
+        $store.passed(fault_points::Of::$of($by), $what).await;
+    };
 }
 
 /// Guests and other users of the node may pass through the data directory, but not read this. SQLite
@@ -179,15 +193,29 @@ impl Store for SqliteStore {
         operation: &NewOperation,
         with_instances: bool,
     ) -> Result<(), StoreError> {
-        self.write_zone(zone, operation, with_instances).await
+        self.write_zone(zone, operation, with_instances).await?;
+        passed!(self, Operation(&operation.id), "begun");
+        Ok(())
     }
 
     async fn settle_zone(&self, name: &ZoneName, settled: bool) -> Result<(), StoreError> {
-        self.mark_zone(name, settled).await
+        self.mark_zone(name, settled).await?;
+        passed!(self, Object(name.as_str()), "settled");
+        Ok(())
     }
 
     async fn forget_zone(&self, name: &ZoneName, at: Timestamp) -> Result<bool, StoreError> {
-        self.delete_zone(name, at).await
+        let gone = self.delete_zone(name, at).await?;
+        passed!(self, Object(name.as_str()), "forgotten");
+        Ok(gone)
+    }
+
+    async fn leases(&self, zone: &ZoneName) -> Result<Vec<Lease>, StoreError> {
+        self.zone_leases(zone).await
+    }
+
+    async fn remember_leases(&self, zone: &ZoneName, leases: &[Lease]) -> Result<(), StoreError> {
+        self.write_leases(zone, leases).await
     }
 
     async fn instances(&self) -> Result<Vec<InstanceRecord>, StoreError> {
@@ -218,7 +246,9 @@ impl Store for SqliteStore {
         range: (Ipv4Addr, Ipv4Addr),
         operation: &NewOperation,
     ) -> Result<InstanceRecord, StoreError> {
-        self.insert_instance(record, range, operation).await
+        let written = self.insert_instance(record, range, operation).await?;
+        passed!(self, Operation(&operation.id), "begun");
+        Ok(written)
     }
 
     async fn begin_change(
@@ -227,7 +257,9 @@ impl Store for SqliteStore {
         operation: &NewOperation,
         supersede: bool,
     ) -> Result<(), StoreError> {
-        self.change_instance(record, operation, supersede).await
+        self.change_instance(record, operation, supersede).await?;
+        passed!(self, Operation(&operation.id), "begun");
+        Ok(())
     }
 
     async fn begin_expiry(
@@ -235,11 +267,15 @@ impl Store for SqliteStore {
         record: &InstanceRecord,
         operation: &NewOperation,
     ) -> Result<bool, StoreError> {
-        self.expire_instance(record, operation).await
+        let begun = self.expire_instance(record, operation).await?;
+        passed!(self, Object(record.id.as_str()), "begun");
+        Ok(begun)
     }
 
     async fn save_progress(&self, record: &InstanceRecord) -> Result<(), StoreError> {
-        self.update_progress(record).await
+        self.update_progress(record).await?;
+        passed!(self, Object(record.id.as_str()), "saved");
+        Ok(())
     }
 
     async fn set_expiry(&self, id: &InstanceId, at: Timestamp) -> Result<bool, StoreError> {
@@ -247,7 +283,9 @@ impl Store for SqliteStore {
     }
 
     async fn forget_instance(&self, id: &InstanceId, at: Timestamp) -> Result<(), StoreError> {
-        self.delete_instance(id, at).await
+        self.delete_instance(id, at).await?;
+        passed!(self, Object(id.as_str()), "forgotten");
+        Ok(())
     }
 
     async fn append_event(
@@ -255,7 +293,13 @@ impl Store for SqliteStore {
         id: &OperationId,
         event: &OperationEvent,
     ) -> Result<u32, StoreError> {
-        self.insert_event(id, event).await
+        let seq = self.insert_event(id, event).await?;
+        passed!(
+            self,
+            Operation(id),
+            &format!("{} {}", event.step, word(&event.state)?)
+        );
+        Ok(seq)
     }
 
     async fn note(
@@ -273,7 +317,9 @@ impl Store for SqliteStore {
         failure: Option<&Failure>,
         at: Timestamp,
     ) -> Result<(), StoreError> {
-        self.end_operation(id, status, failure, at).await
+        self.end_operation(id, status, failure, at).await?;
+        passed!(self, Operation(id), word(&status)?.as_str());
+        Ok(())
     }
 
     async fn open_operation(&self, object: &str) -> Result<Option<Operation>, StoreError> {

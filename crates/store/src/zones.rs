@@ -1,7 +1,7 @@
 //! Rows of zones.
 
 use api::ZoneName;
-use engine::store::{NewOperation, StoreError};
+use engine::store::{Lease, NewOperation, StoreError};
 use engine::zone::{ZoneDesired, ZoneRecord};
 use jiff::Timestamp;
 
@@ -70,6 +70,35 @@ impl SqliteStore {
         .await
         .map(drop)
         .map_err(failed("mark a zone"))
+    }
+
+    pub(crate) async fn zone_leases(&self, name: &ZoneName) -> Result<Vec<Lease>, StoreError> {
+        let row: Option<(String,)> = sqlx::query_as("SELECT leases FROM leases WHERE zone = ?")
+            .bind(name.as_str())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed("read leases"))?;
+        Ok(row
+            .map(|(json,)| from_json(&json))
+            .transpose()?
+            .unwrap_or_default())
+    }
+
+    pub(crate) async fn write_leases(
+        &self,
+        name: &ZoneName,
+        leases: &[Lease],
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO leases (zone, leases) SELECT name, ?2 FROM zones WHERE name = ?1
+             ON CONFLICT (zone) DO UPDATE SET leases = excluded.leases",
+        )
+        .bind(name.as_str())
+        .bind(to_json(&leases)?)
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("remember leases"))
     }
 
     pub(crate) async fn delete_zone(

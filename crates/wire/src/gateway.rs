@@ -20,6 +20,9 @@ pub struct GatewayState {
     pub hosts: Vec<ReservedHost>,
     /// Host names that the reverse proxy answers to, sorted by host.
     pub routes: Vec<Route>,
+    /// Leases of these hosts as the controller remembers them, for an appliance that has none of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leases: Vec<Lease>,
 }
 
 /// The zone's network as its appliance sees it.

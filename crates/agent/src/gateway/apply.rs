@@ -5,7 +5,7 @@
 //! after a crash at any point, converges and reports only what it had to change:
 //!
 //! ```text
-//! routes closed ▸ hosts withdrawn ▸ kernel ▸ firewall ▸ dnsmasq ▸ hosts published ▸ Caddy ▸ routes opened
+//! routes closed ▸ hosts withdrawn ▸ kernel ▸ firewall ▸ leases ▸ dnsmasq ▸ hosts published ▸ Caddy ▸ routes opened
 //! ```
 //!
 //! A step that fails does not stop the later ones, so that a broken site of an operator never keeps
@@ -23,7 +23,7 @@ use super::service::{Activate, Installation, systemctl};
 use super::state::LoadError;
 use super::system::{CommandError, System};
 use super::validate::{InvalidState, validate};
-use super::{Gateway, caddy, dnsmasq, hosts, identity, kernel, nftables, state};
+use super::{Gateway, caddy, dnsmasq, hosts, identity, kernel, leases, nftables, state};
 use crate::durable::{self, FileError, Keep};
 use crate::relay::route::Target;
 
@@ -111,6 +111,10 @@ impl<S: System> Gateway<S> {
         }
         self.set_kernel(&state.network, &mut progress);
         self.load_firewall(&state.network, &mut progress).await;
+        let restored = leases::restore(&self.paths, &state);
+        if progress.note("leases", restored) == Some(true) {
+            progress.changed("leases", "restored");
+        }
         self.configure_dnsmasq(&state.network, &mut progress).await;
         if let Some(plan) = plan {
             let published = self.publish(&state.network, &plan).await;

@@ -49,6 +49,7 @@ pub fn state() -> GatewayState {
         },
         hosts: vec![host(1, "web", 100), host(2, "worker", 101)],
         routes: vec![route("web.prox.local", 1, 80)],
+        leases: vec![],
     }
 }
 

@@ -1,13 +1,14 @@
-//! Reads dnsmasq's lease file. Client names in it are a guest's own words: shown, never used.
+//! Reads dnsmasq's lease file, and writes it once: before dnsmasq runs for the first time on an appliance that
+//! takes another one's place. Client names in it are a guest's own words: shown, never used.
 
 use std::net::Ipv4Addr;
 
 use api::MacAddr;
-use wire::gateway::Lease;
+use wire::gateway::{GatewayState, Lease};
 
 use super::dhcp_release::HeldLease;
 use super::paths::Paths;
-use crate::durable::{self, FileError};
+use crate::durable::{self, FileError, Keep};
 
 /// A name longer than a DNS label is nobody's name.
 const CLIENT_NAME_MAX: usize = 63;
@@ -25,6 +26,31 @@ pub struct LeaseLine {
 pub fn read(paths: &Paths) -> Result<Vec<LeaseLine>, FileError> {
     let text = durable::read_if_there(&paths.leases())?.unwrap_or_default();
     Ok(parse(&String::from_utf8_lossy(&text)))
+}
+
+/// Gives an appliance that never had leases those that the controller remembers, so that guests keep what they were
+/// given by its predecessor. Only leases of reserved hosts; a file that is there belongs to dnsmasq. Says whether
+/// any was written.
+pub fn restore(paths: &Paths, state: &GatewayState) -> Result<bool, FileError> {
+    if durable::read_if_there(&paths.leases())?.is_some() {
+        return Ok(false);
+    }
+    let reserved = |l: &&Lease| {
+        let mut hosts = state.hosts.iter();
+        hosts.any(|h| h.mac == l.mac && h.address == l.address)
+    };
+    let lines: Vec<String> = state
+        .leases
+        .iter()
+        .filter(reserved)
+        .map(|l| format!("{} {} {} * *\n", l.expires_s, l.mac, l.address))
+        .collect();
+    if lines.is_empty() {
+        return Ok(false);
+    }
+    let text = lines.concat();
+    durable::replace(&paths.leases(), text.as_bytes(), 0o644, Keep::Durable)?;
+    Ok(true)
 }
 
 /// Lines of another form (DHCPv6, other hardware) are none of ours and left out.
@@ -93,6 +119,36 @@ mod tests {
             (lines[1].lease.expires_s, lines[1].held.client_id.len()),
             (0, 0)
         );
+    }
+
+    #[test]
+    fn leases_are_restored_once_and_for_reserved_hosts_only() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::below(root.path());
+        durable::directory(paths.leases().parent().unwrap(), 0o755).unwrap();
+        let mut state = crate::gateway::fake::state();
+        let host = state.hosts[0].clone();
+        let lease = Lease {
+            expires_s: 1_795_288_022,
+            mac: host.mac,
+            address: host.address,
+            client_name: Some("a name".into()),
+        };
+        let mut strange = lease.clone();
+        strange.address = Ipv4Addr::new(10, 20, 0, 250);
+        assert!(!restore(&paths, &state).unwrap());
+        state.leases = vec![strange, lease.clone()];
+        assert!(restore(&paths, &state).unwrap());
+        let kept = read(&paths).unwrap();
+        assert_eq!(kept.len(), 1);
+        let expected = Lease {
+            client_name: None,
+            ..lease
+        };
+        assert_eq!(kept[0].lease, expected);
+        // What is there is dnsmasq's, even when it is empty.
+        durable::replace(&paths.leases(), b"", 0o644, Keep::Durable).unwrap();
+        assert!(!restore(&paths, &state).unwrap());
     }
 
     proptest! {

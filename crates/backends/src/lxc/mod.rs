@@ -33,8 +33,8 @@ use machine::Machine;
 pub(crate) use config::{AGENT_DIR_IN_GUEST, ID_BASE, ID_COUNT};
 pub(crate) use layout::write_durably;
 
-/// How long LXC may take to start a guest.
-const START_DEADLINE: Duration = Duration::from_secs(60);
+/// How long LXC may take to start a guest; it takes a tenth of a second.
+const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The backend `lxc`.
 #[derive(Debug, Clone)]

@@ -27,7 +27,8 @@ impl Controller {
         let lock = self.gateway_lock(&zone.spec.name);
         let _one_at_a_time = lock.lock().await;
         let instances = self.ports().store.instances().await?;
-        let state = gateway::desired(&zone.spec, &instances)?;
+        let leases = self.ports().store.leases(&zone.spec.name).await?;
+        let state = gateway::desired(&zone.spec, &instances, &leases)?;
         Ok(self.ports().gateway.apply(&zone.appliance, &state).await?)
     }
 

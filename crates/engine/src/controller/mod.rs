@@ -7,11 +7,15 @@
 //! Owns the workers (one task per zone and per instance) and nothing durable: all that must survive
 //! is in the store before it is acted on, so killing the process at any point loses nothing.
 
+mod attention;
+mod drift;
 mod gateway_sync;
 mod guest_commands;
 mod identities;
+mod orphans;
 mod reconcile_instance;
 mod reconcile_zone;
+mod repair;
 mod requests;
 mod sandboxes;
 mod views;
@@ -30,6 +34,8 @@ use crate::operation::Feed;
 use crate::ports::{Backend, Channel, Entropy, Gateway, Images, NodeNetwork, Store};
 use crate::zone::ZoneSpec;
 use worker::Workers;
+
+pub(crate) use attention::Attention;
 
 pub use requests::{DownOptions, Power};
 pub use worker::Pace;

@@ -13,7 +13,7 @@ use wire::gateway::ProbeRequest;
 use wire::identity::Bundle;
 
 use super::worker::Settled;
-use super::{Controller, Object, reconcile_zone};
+use super::{Attention, Controller, Object, reconcile_zone};
 use crate::error::Error;
 use crate::instance::plan::{InstanceAction, InstanceObserved, plan};
 use crate::instance::{InstanceDesired, InstanceRecord, Workload};
@@ -29,6 +29,7 @@ impl Controller {
         &self,
         id: &InstanceId,
         wake: &Arc<Notify>,
+        attention: &Attention,
     ) -> Result<Settled, Error> {
         let ports = self.ports();
         // The operation first: one that is asked for between the two reads must not be ended by what is
@@ -48,6 +49,7 @@ impl Controller {
             self.inner.feed.clone(),
             operation.map(|o| o.id),
             format!("instance {}", record.name),
+            attention,
         );
         if record.has_expired(ports.entropy.now()) && record.desired != InstanceDesired::Deleted {
             self.expire(record).await?;
@@ -199,6 +201,10 @@ impl Run<'_> {
             InstanceDesired::Deleted => Duration::ZERO,
             _ => self.controller.inner.pace.appliance,
         };
+        if self.controller.sync_gateway(self.zone).await.is_ok() {
+            return Ok(());
+        }
+        self.wake_zone();
         self.controller
             .sync_gateway_patiently(self.zone, patience)
             .await
@@ -254,16 +260,41 @@ impl Run<'_> {
             readiness: app.readiness.clone(),
             deadline_ms: u64::from(app.ready_timeout_s) * 1000,
         };
-        let gateway = &self.controller.ports().gateway;
-        let probe = async {
-            let answered = gateway.probe(&self.zone.appliance, &request).await;
-            answered.map_err(StepError::from)
-        };
+        let probe = self.probe_patiently(&request);
         self.unless_it_ends("the app's answer", probe).await?;
         Ok(format!(
             "answered after {:.2} s",
             began.elapsed().as_secs_f64()
         ))
+    }
+
+    /// An answer counts only from an appliance that is there: one that died under the question is asked again when
+    /// its zone's worker has brought it back.
+    async fn probe_patiently(&self, request: &ProbeRequest) -> Result<(), StepError> {
+        let gateway = &self.controller.ports().gateway;
+        let appliance = &self.zone.appliance;
+        let patience = self.controller.inner.pace.appliance;
+        let began = Instant::now();
+        loop {
+            let Err(error) = gateway.probe(appliance, request).await else {
+                return Ok(());
+            };
+            if gateway.read(appliance).await.is_ok() || began.elapsed() >= patience {
+                return Err(error.into());
+            }
+            self.wake_zone();
+            while gateway.read(appliance).await.is_err() && began.elapsed() < patience {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+
+    /// What somebody waits for needs the appliance now, not at the zone's next look.
+    fn wake_zone(&self) {
+        if self.recorder.is_asked_for() {
+            let zone = Object::Zone(self.zone.spec.name.clone());
+            self.controller.wake(zone);
+        }
     }
 
     /// Waits for something in the guest as long as the guest runs and nobody wants something else.
@@ -292,6 +323,10 @@ impl Run<'_> {
     }
 
     async fn settle(&mut self, action: InstanceAction) -> Result<(), StepError> {
+        if action == InstanceAction::SettleRunning {
+            // Its lease is remembered from now on.
+            self.wake_zone();
+        }
         let record = &mut self.record;
         match action {
             InstanceAction::SettleRunning => {
@@ -319,6 +354,8 @@ impl Run<'_> {
                 store
                     .forget_instance(&record.id, self.controller.ports().entropy.now())
                     .await?;
+                // Its operation ended with it; whatever fails from here on, who waits for it is told.
+                self.controller.inner.feed.announce();
                 return Ok(());
             }
             _ => {}
@@ -366,7 +403,7 @@ impl Run<'_> {
         let now = self.controller.ports().entropy.now();
         match self.record.next_look(now) {
             None => Settled::Yes,
-            Some(left) => Settled::Retry(left.min(super::worker::PERIOD)),
+            Some(left) => Settled::Until(left.min(super::worker::PERIOD)),
         }
     }
 
@@ -417,7 +454,7 @@ impl Run<'_> {
             .save_progress(&self.record)
             .await?;
         self.recorder.finish(Some(&failure)).await?;
-        Ok(Settled::Retry(Duration::from_secs(30)))
+        Ok(Settled::Unwell(failure.cause))
     }
 
     /// A step failed: the guest is kept to look at, and the failure names step, cause and next command.
@@ -466,7 +503,7 @@ impl Run<'_> {
             Ok(self.settled())
         } else {
             // Nobody waits: after a restart of the node the appliance may only just be coming back.
-            Ok(Settled::Retry(Duration::from_secs(5)))
+            Ok(Settled::Unwell(failure.cause))
         }
     }
 }

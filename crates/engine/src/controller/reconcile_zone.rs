@@ -5,10 +5,8 @@ use std::time::{Duration, Instant};
 use api::ZoneName;
 use api::app::Failure;
 
-use wire::identity::Bundle;
-
 use super::worker::Settled;
-use super::{Controller, Object};
+use super::{Attention, Controller, Object};
 use crate::error::Error;
 use crate::image::Images;
 use crate::instance::InstanceDesired;
@@ -18,7 +16,11 @@ use crate::zone::plan::{UP_STEPS, ZoneAction, ZoneObserved, plan_up};
 use crate::zone::{ZoneDesired, ZoneRecord, appliance_image};
 
 impl Controller {
-    pub(crate) async fn reconcile_zone(&self, name: &ZoneName) -> Result<Settled, Error> {
+    pub(crate) async fn reconcile_zone(
+        &self,
+        name: &ZoneName,
+        attention: &Attention,
+    ) -> Result<Settled, Error> {
         let ports = self.ports();
         // The operation first: one that is asked for between the two reads must not be ended by what is
         // done for an older record.
@@ -32,14 +34,23 @@ impl Controller {
             self.inner.feed.clone(),
             operation.map(|o| o.id),
             format!("zone {name}"),
+            attention,
         );
         match zone.desired {
-            ZoneDesired::Up => self.bring_up(&zone, &recorder).await,
+            ZoneDesired::Up => {
+                let tries = attention.failures();
+                self.bring_up(&zone, &recorder, tries).await
+            }
             ZoneDesired::Down => self.take_down(&zone, &recorder).await,
         }
     }
 
-    async fn bring_up(&self, zone: &ZoneRecord, recorder: &Recorder) -> Result<Settled, Error> {
+    async fn bring_up(
+        &self,
+        zone: &ZoneRecord,
+        recorder: &Recorder,
+        tries: u32,
+    ) -> Result<Settled, Error> {
         let ports = self.ports();
         let guest = zone.spec.appliance_guest(&zone.appliance);
         let observed = match self.observe_zone(zone, &guest).await {
@@ -48,7 +59,7 @@ impl Controller {
         };
         let plan = plan_up(&guest, &observed);
         if !recorder.is_asked_for() && is_quiet(&plan) {
-            return self.check_quietly(zone).await;
+            return self.keep_well(zone, recorder, tries).await;
         }
         for step in UP_STEPS {
             let actions: Vec<ZoneAction> =
@@ -74,38 +85,6 @@ impl Controller {
             image_cached: ports.images.cached(&guest.image).await,
             appliance: ports.backend.observe(&zone.appliance).await?,
         })
-    }
-
-    /// The timer's look at a zone that stands: gateway state and services, without events.
-    async fn check_quietly(&self, zone: &ZoneRecord) -> Result<Settled, Error> {
-        let outcome = match self.sync_gateway(zone).await {
-            Ok(diff) => {
-                if !diff.is_empty() {
-                    tracing::warn!(zone = %zone.spec.name, ?diff, "the gateway had drifted and was put right");
-                }
-                self.await_health(zone, Duration::ZERO).await
-            }
-            Err(e) => Err(e),
-        };
-        let well = outcome.is_ok();
-        if well {
-            let gateway = &self.ports().gateway;
-            let tell = async |identity: &Bundle| gateway.renew(&zone.appliance, identity).await;
-            self.renew_identity(&zone.appliance, tell).await;
-        }
-        if zone.settled != well {
-            self.ports()
-                .store
-                .settle_zone(&zone.spec.name, well)
-                .await?;
-        }
-        match outcome {
-            Ok(_) => Ok(Settled::Yes),
-            Err(e) => {
-                tracing::warn!(zone = %zone.spec.name, "zone is degraded: {}", cause(&e));
-                Ok(Settled::Retry(Duration::from_secs(10)))
-            }
-        }
     }
 
     async fn zone_step(
@@ -189,7 +168,7 @@ impl Controller {
     }
 
     /// Waits until every service is well and the way out has an address.
-    async fn await_health(
+    pub(super) async fn await_health(
         &self,
         zone: &ZoneRecord,
         patience: Duration,
@@ -198,7 +177,8 @@ impl Controller {
         loop {
             let sick = match self.ports().gateway.read(&zone.appliance).await {
                 Ok(report) => {
-                    let sick = super::views::sick_parts(&report, &zone.spec);
+                    self.remember_leases(zone, &report).await?;
+                    let sick = super::drift::sick_parts(&report, &zone.spec);
                     if sick.is_empty() {
                         let wan = report
                             .wan_address
@@ -247,7 +227,7 @@ impl Controller {
         };
         recorder.finish(Some(&failure)).await?;
         // The zone stays wanted: the timer tries again, since most causes pass or get mended.
-        Ok(Settled::Retry(Duration::from_secs(30)))
+        Ok(Settled::Unwell(failure.cause))
     }
 
     async fn take_down(&self, zone: &ZoneRecord, recorder: &Recorder) -> Result<Settled, Error> {
@@ -309,7 +289,7 @@ impl Controller {
                 console_tail: vec![],
             };
             recorder.finish(Some(&failure)).await?;
-            return Ok(Settled::Retry(Duration::from_secs(30)));
+            return Ok(Settled::Unwell(failure.cause));
         }
         // In one transaction with the end of its operation, so that neither outlives the other.
         let gone = ports

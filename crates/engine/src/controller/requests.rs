@@ -8,6 +8,7 @@ use super::{Controller, Object};
 use crate::catalog::Recipe;
 use crate::error::Error;
 use crate::instance::{AppWorkload, InstanceDesired, InstanceRecord, InstanceSpec, Workload};
+use crate::ports::GuestState;
 use crate::store::{NewOperation, StoreError};
 use crate::zone::{ZoneDesired, ZoneRecord, ZoneSpec};
 
@@ -36,6 +37,9 @@ impl Controller {
                 ),
             });
         }
+        if old.is_none() {
+            self.refuse_beside_orphan(&spec).await?;
+        }
         let record = ZoneRecord {
             appliance: match &old {
                 Some(old) => old.appliance.clone(),
@@ -46,6 +50,26 @@ impl Controller {
             spec,
         };
         self.begin_zone(record, "zone_up", true).await
+    }
+
+    /// Two appliances of one zone would have one address.
+    async fn refuse_beside_orphan(&self, spec: &ZoneSpec) -> Result<(), Error> {
+        let orphans = self.orphans().await?;
+        let in_the_way = orphans.into_iter().find(|o| {
+            o.kind.as_deref() == Some("appliance")
+                && o.zone.as_deref() == Some(spec.name.as_str())
+                && o.state == GuestState::Running.as_str()
+        });
+        match in_the_way {
+            None => Ok(()),
+            Some(orphan) => Err(Error::Conflict {
+                what: format!(
+                    "an appliance of zone {} that stands in no record runs: {}",
+                    spec.name, orphan.id
+                ),
+                hint: format!("remove it first: proximity orphan remove {}", orphan.id),
+            }),
+        }
     }
 
     async fn begin_zone(

@@ -3,38 +3,17 @@
 use std::collections::BTreeMap;
 
 use api::app::{App, AppStatus, RecipeSummary};
-use api::gateway::{
-    ApplianceStatus, DnsRecord, Infrastructure, LeaseView, RouteView, Status, ZoneStatus,
-};
-use api::operation::{Operation, OperationStatus};
+use api::gateway::{ApplianceStatus, DnsRecord, Infrastructure, LeaseView, RouteView, ZoneStatus};
+use api::operation::Operation;
 use api::{HostName, OperationId};
 use wire::gateway::GatewayReport;
 
 use super::Controller;
+use super::drift::sick_parts;
 use crate::catalog::Recipe;
 use crate::error::Error;
 use crate::ports::GuestState;
 use crate::zone::{ZoneDesired, ZoneRecord, ZoneSpec};
-
-/// What is not well in a report, in sentences.
-pub(super) fn sick_parts(report: &GatewayReport, zone: &ZoneSpec) -> Vec<String> {
-    let mut sick: Vec<String> = report
-        .services
-        .iter()
-        .filter(|s| !matches!(s.state.as_str(), "active" | "configured"))
-        .map(|s| format!("{} is {}", s.name, s.state))
-        .collect();
-    if report.wan_address.is_none() {
-        sick.push("the WAN interface has no address".into());
-    }
-    if report.lan_address != Some(zone.gateway()) {
-        sick.push(format!(
-            "the LAN interface does not have {}",
-            zone.gateway()
-        ));
-    }
-    sick
-}
 
 /// Services by the names the API shows.
 fn service_map(report: Option<&GatewayReport>) -> BTreeMap<String, String> {
@@ -119,7 +98,7 @@ impl Controller {
         }
     }
 
-    async fn read_gateway(&self, zone: &ZoneRecord) -> Result<GatewayReport, Error> {
+    pub(super) async fn read_gateway(&self, zone: &ZoneRecord) -> Result<GatewayReport, Error> {
         Ok(self.ports().gateway.read(&zone.appliance).await?)
     }
 
@@ -284,7 +263,7 @@ impl Controller {
         for (name, spec) in specs {
             let record = records.iter().find(|r| r.spec.name == name);
             let drift = match record {
-                Some(r) if r.desired == ZoneDesired::Up => self.infrastructure_drift(r).await?,
+                Some(r) if r.desired == ZoneDesired::Up => self.zone_drift(r).await?.0,
                 _ => vec![],
             };
             let busy = self
@@ -318,71 +297,6 @@ impl Controller {
             });
         }
         Ok(out)
-    }
-
-    async fn infrastructure_drift(&self, zone: &ZoneRecord) -> Result<Vec<String>, Error> {
-        let mut drift = self
-            .ports()
-            .network
-            .observe(&zone.spec.node_network())
-            .await?
-            .drift;
-        match self.ports().backend.observe(&zone.appliance).await?.state {
-            GuestState::Running => match self.read_gateway(zone).await {
-                Ok(report) => drift.extend(sick_parts(&report, &zone.spec)),
-                Err(e) => drift.push(format!("the relay does not answer: {e}")),
-            },
-            state => drift.push(format!("the appliance is {}", state.as_str())),
-        }
-        Ok(drift)
-    }
-
-    /// All of it at a glance.
-    pub async fn status(&self) -> Result<Status, Error> {
-        let instances = self.ports().store.instances().await?;
-        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-        let mut drift = Vec::new();
-        for i in &instances {
-            *counts.entry(i.status.as_str().to_owned()).or_default() += 1;
-            if let Some(f) = &i.failure {
-                drift.push(format!(
-                    "{}: {} failed: {}; next: {}",
-                    i.name, f.step, f.cause, f.next
-                ));
-            }
-        }
-        drift.extend(self.unrecorded(&instances).await?);
-        let operations = self.ports().store.operations(50).await?;
-        Ok(Status {
-            version: env!("CARGO_PKG_VERSION").into(),
-            zones: self.zone_list().await?,
-            instances: counts,
-            drift,
-            operations: operations
-                .into_iter()
-                .filter(|o| o.status == OperationStatus::Running)
-                .map(|o| format!("{} {}", o.kind, o.target))
-                .collect(),
-        })
-    }
-
-    /// Guests that carry our mark and stand in no record: reported, never purged unasked.
-    async fn unrecorded(
-        &self,
-        instances: &[crate::instance::InstanceRecord],
-    ) -> Result<Vec<String>, Error> {
-        let zones = self.ports().store.zones().await?;
-        let inventory = self.ports().backend.inventory().await?;
-        let known = |id: &api::InstanceId| {
-            instances.iter().any(|i| i.id == *id) || zones.iter().any(|z| z.appliance == *id)
-        };
-        Ok(inventory
-            .into_iter()
-            .filter(|id| !known(id))
-            .map(|id| {
-                format!("guest {id} carries our mark and stands in no record; it is left alone")
-            })
-            .collect())
     }
 
     /// One operation with its events after `after`.

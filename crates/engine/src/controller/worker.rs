@@ -8,10 +8,13 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 
+use super::attention::Attention;
 use super::{Controller, Object};
 
-/// How often an object is looked at when nothing wakes it.
+/// How often an instance is looked at when nothing wakes it.
 pub(super) const PERIOD: Duration = Duration::from_secs(30);
+/// How often a zone is: everything in it waits for its appliance.
+const ZONE_PERIOD: Duration = Duration::from_secs(10);
 
 /// How long a controller waits for what may take its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,12 +42,16 @@ impl Default for Pace {
 const AT_ONCE: usize = 64;
 
 /// How a reconciliation left its object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Settled {
     /// As wanted, or as far as it goes without a person.
     Yes,
+    /// As wanted, but only so long: look again then.
+    Until(Duration),
     /// Not yet: look again after this time, unless woken before.
     Retry(Duration),
+    /// Not as wanted, for this cause: look again, later each time.
+    Unwell(String),
     /// The object is no more.
     Gone,
 }
@@ -59,6 +66,7 @@ pub(crate) struct Workers {
 struct Task {
     wake: Arc<Notify>,
     abort: AbortHandle,
+    attention: Attention,
 }
 
 impl Default for Workers {
@@ -98,34 +106,59 @@ impl Controller {
         }
         let wake = Arc::new(Notify::new());
         wake.notify_one();
-        let run = self.clone().look_after(object.clone(), wake.clone());
+        let attention = Attention::default();
+        let run = self
+            .clone()
+            .look_after(object.clone(), wake.clone(), attention.clone());
         let abort = tokio::spawn(run).abort_handle();
-        tasks.insert(object, Task { wake, abort });
+        let task = Task {
+            wake,
+            abort,
+            attention,
+        };
+        tasks.insert(object, task);
     }
 
-    async fn look_after(self, object: Object, wake: Arc<Notify>) {
-        let mut pause = PERIOD;
-        let mut failures = 0u32;
+    /// What the worker of an object is at.
+    pub(crate) fn attention(&self, object: &Object) -> Attention {
+        let tasks = self.inner.workers.tasks.lock();
+        let tasks = tasks.unwrap_or_else(PoisonError::into_inner);
+        let task = tasks.as_ref().and_then(|tasks| tasks.get(object));
+        task.map(|task| task.attention.clone()).unwrap_or_default()
+    }
+
+    async fn look_after(self, object: Object, wake: Arc<Notify>, attention: Attention) {
+        let period = match &object {
+            Object::Zone(_) => ZONE_PERIOD,
+            Object::Instance(_) => PERIOD,
+        };
+        let mut pause = period;
         loop {
             // Waking and the timer mean the same: look again.
             let pause_now = pause.min(self.inner.pace.longest_pause);
+            attention.sleep(pause_now);
             let _ = tokio::time::timeout(pause_now, wake.notified()).await;
             let settled = match &object {
                 // Never behind instances: what a zone lacks may be what they all wait for.
-                Object::Zone(name) => self.reconcile_zone(name).await,
+                Object::Zone(name) => self.reconcile_zone(name, &attention).await,
                 Object::Instance(id) => {
                     let Ok(_permit) = self.inner.workers.permits.acquire().await else {
                         return;
                     };
-                    self.reconcile_instance(id, &wake).await
+                    self.reconcile_instance(id, &wake, &attention).await
                 }
             };
             match settled {
                 Ok(Settled::Yes) => {
-                    failures = 0;
-                    pause = PERIOD;
+                    attention.well();
+                    pause = period;
+                }
+                Ok(Settled::Until(end)) => {
+                    attention.well();
+                    pause = end;
                 }
                 Ok(Settled::Retry(after)) => pause = after,
+                Ok(Settled::Unwell(cause)) => pause = back_off(attention.unwell(cause)),
                 Ok(Settled::Gone) => {
                     if self.forget_worker(&object, &wake) {
                         return;
@@ -133,8 +166,7 @@ impl Controller {
                     pause = Duration::ZERO;
                 }
                 Err(e) => {
-                    failures = failures.saturating_add(1);
-                    pause = back_off(failures);
+                    pause = back_off(attention.unwell(e.to_string()));
                     tracing::warn!(
                         ?object,
                         retry_s = pause.as_secs(),

@@ -6,6 +6,9 @@
 //!
 //! Any half-done state is a legal start; what holds already is not done again.
 
+use wire::gateway::GatewayReport;
+
+use super::{Wan, ZoneSpec};
 use crate::ports::{GuestObserved, GuestSpec, GuestState, NetworkObserved};
 
 /// What was seen of a zone.
@@ -79,6 +82,55 @@ pub fn plan_up(appliance: &GuestSpec, observed: &ZoneObserved) -> Vec<ZoneAction
     actions.push(ZoneAction::ApplyGateway);
     actions.push(ZoneAction::CheckHealth);
     actions
+}
+
+/// What brings a gateway back that an apply did not make well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revival {
+    /// Restart these systemd units of the appliance.
+    Units(Vec<&'static str>),
+    /// Restart the appliance.
+    Appliance,
+}
+
+/// At which look in a row the appliance itself is restarted: when its units did not help twice, and then seldom.
+const APPLIANCE_EVERY: u32 = 10;
+const APPLIANCE_FIRST: u32 = 2;
+
+/// Plans the revival of a gateway that is unwell; `report` is what its relay says, if it answers. None when
+/// nothing that can be restarted would help.
+pub fn plan_revival(
+    zone: &ZoneSpec,
+    report: Option<&GatewayReport>,
+    tries: u32,
+) -> Option<Revival> {
+    let appliance_is_due = tries % APPLIANCE_EVERY == APPLIANCE_FIRST;
+    let Some(report) = report else {
+        return Some(match appliance_is_due {
+            true => Revival::Appliance,
+            false => Revival::Units(vec!["proximity-relay.service"]),
+        });
+    };
+    let dead = |name: &str| {
+        let mut services = report.services.iter();
+        services.any(|s| s.name == name && matches!(s.state.as_str(), "inactive" | "failed"))
+    };
+    let units: Vec<&str> = [
+        ("dnsmasq", "dnsmasq.service"),
+        ("caddy", "caddy.service"),
+        ("cockpit", "cockpit.socket"),
+    ]
+    .into_iter()
+    .filter_map(|(name, unit)| dead(name).then_some(unit))
+    .collect();
+    if !units.is_empty() {
+        return Some(Revival::Units(units));
+    }
+    // Addresses that the node gives come back with a start; one that a stranger's DHCP gives may not.
+    let fixed_wan = matches!(zone.wan, Wan::Managed { .. });
+    let lost =
+        report.lan_address != Some(zone.gateway()) || (fixed_wan && report.wan_address.is_none());
+    (lost && appliance_is_due).then_some(Revival::Appliance)
 }
 
 #[cfg(test)]
@@ -167,5 +219,55 @@ mod tests {
         assert_eq!(g.nics[1].mac.to_string(), "52:78:0a:14:00:01");
         assert_eq!(g.nics[0].address.unwrap().to_string(), "10.19.255.2/30");
         assert_eq!(g.nics[0].gateway.unwrap().to_string(), "10.19.255.1");
+    }
+
+    fn report(dead: &[&str], lan: bool) -> GatewayReport {
+        let zone = crate::fake::zone_spec();
+        let service = |name: &&str| wire::gateway::ServiceReport {
+            name: (*name).into(),
+            state: if dead.contains(name) {
+                "failed"
+            } else {
+                "active"
+            }
+            .into(),
+        };
+        GatewayReport {
+            agent_version: "1".into(),
+            wan_address: Some([10, 19, 255, 2].into()),
+            lan_address: lan.then(|| zone.gateway()),
+            services: ["caddy", "cockpit", "dnsmasq"]
+                .iter()
+                .map(service)
+                .collect(),
+            leases: vec![],
+            names: vec![],
+            routes: vec![],
+        }
+    }
+
+    #[test]
+    fn what_died_is_restarted_and_the_appliance_only_when_that_did_not_help() {
+        let zone = crate::fake::zone_spec();
+        let check = |report: Option<GatewayReport>, tries: u32, expect: Option<Revival>| {
+            let planned = plan_revival(&zone, report.as_ref(), tries);
+            assert_eq!(planned, expect, "{report:?} {tries}");
+        };
+        let relay = || Some(Revival::Units(vec!["proximity-relay.service"]));
+        for (tries, expect) in [
+            (0, relay()),
+            (1, relay()),
+            (2, Some(Revival::Appliance)),
+            (3, relay()),
+            (11, relay()),
+            (12, Some(Revival::Appliance)),
+        ] {
+            check(None, tries, expect);
+        }
+        let units = Revival::Units(vec!["caddy.service", "cockpit.socket"]);
+        check(Some(report(&["caddy", "cockpit"], true)), 0, Some(units));
+        check(Some(report(&[], true)), 2, None);
+        check(Some(report(&[], false)), 0, None);
+        check(Some(report(&[], false)), 2, Some(Revival::Appliance));
     }
 }

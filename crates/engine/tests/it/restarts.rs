@@ -149,3 +149,47 @@ async fn a_stopped_controller_does_nothing_more() {
     assert_eq!(ruled.end(&stop).await.failure, None);
     assert_eq!(ruled.record("web").await.status, AppStatus::Stopped);
 }
+
+#[tokio::test]
+async fn a_store_that_lost_its_last_words_is_brought_into_agreement() {
+    let ruled = Ruled::with_app("web").await;
+    for name in ["db", "mail"] {
+        let deploy = ruled.deploy(name).await.unwrap();
+        assert_eq!(ruled.end(&deploy).await.failure, None);
+    }
+    let delete = ruled.controller.delete("db").await.unwrap();
+    assert_eq!(ruled.end(&delete).await.failure, None);
+    ruled.controller.stop();
+    let length = ruled.log().len();
+    for part in 0..=12 {
+        let left = length * part / 12;
+        let cut = ruled.with_log_cut_at(left).await;
+        // Nothing stays half done: what is recorded runs, or is said to be lost; what is not is an orphan.
+        loop {
+            let operations = cut.store.operations(100).await.unwrap();
+            let instances = cut.store.instances().await.unwrap();
+            let settled = instances.iter().all(|i| match i.status {
+                AppStatus::Running => cut.guest(&i.id) == Some(true),
+                AppStatus::Lost => cut.guest(&i.id).is_none(),
+                _ => false,
+            });
+            let open = |o: &api::operation::Operation| o.status == OperationStatus::Running;
+            if settled && !operations.iter().any(open) {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        let status = cut.controller.status().await.unwrap();
+        let instances = cut.store.instances().await.unwrap();
+        let zones = cut.store.zones().await.unwrap();
+        for id in cut.node.guests.lock().unwrap().keys() {
+            let recorded = instances.iter().any(|i| i.id == *id);
+            let appliance = zones.iter().any(|zone| zone.appliance == *id);
+            let orphan = status.orphans.iter().any(|orphan| orphan.id == *id);
+            assert!((recorded || appliance) ^ orphan, "{left} of {length}: {id}");
+        }
+        if left == length {
+            assert_eq!((instances.len(), status.orphans.len()), (2, 0));
+        }
+    }
+}

@@ -79,6 +79,34 @@ impl Ruled {
         }
     }
 
+    /// Another controller over the same node and a store that lost the end of its log: so many of its bytes are
+    /// left. Neither changes this one's.
+    pub async fn with_log_cut_at(&self, left: usize) -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        std::fs::copy(path(&self.dir), path(&dir)).unwrap();
+        let log = self.log();
+        std::fs::write(path(&dir).with_extension("db-wal"), &log[..left]).unwrap();
+        let node = Arc::new(FakeNode::default());
+        *node.guests.lock().unwrap() = self.node.guests.lock().unwrap().clone();
+        *node.networks.lock().unwrap() = self.node.networks.lock().unwrap().clone();
+        *node.images.lock().unwrap() = self.node.images.lock().unwrap().clone();
+        *node.gateways.lock().unwrap() = self.node.gateways.lock().unwrap().clone();
+        let store = Arc::new(SqliteStore::open(&path(&dir)).await.unwrap());
+        let controller = controller(Config::built_in().unwrap(), &node, &store);
+        controller.start().await.unwrap();
+        Self {
+            dir,
+            node,
+            store,
+            controller,
+        }
+    }
+
+    /// The store's write-ahead log.
+    pub fn log(&self) -> Vec<u8> {
+        std::fs::read(path(&self.dir).with_extension("db-wal")).unwrap()
+    }
+
     pub async fn deploy(&self, name: &str) -> Result<OperationId, Error> {
         let accepted = self
             .controller

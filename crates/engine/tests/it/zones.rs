@@ -240,3 +240,82 @@ async fn the_timer_puts_a_zone_right() {
     ruled.assert_only("web").await;
     ruled.assert_idle().await;
 }
+
+#[tokio::test]
+async fn a_relay_that_is_silent_is_restarted_and_then_its_appliance() {
+    let ruled = Ruled::with_app("web").await;
+    let appliance = ruled.store.zones().await.unwrap()[0].appliance.clone();
+    for call in ["apply", "read"] {
+        ruled.node.fail(call, "nobody listens");
+    }
+    // Its unit first, by the channel that does not need it.
+    ruled.node.until_called("exec").await;
+    let stopped = format!("stop {appliance}");
+    let restarts = |node: &engine::fake::FakeNode| -> (usize, usize) {
+        let calls = node.calls.lock().unwrap();
+        let before = calls.iter().take_while(|call| **call != stopped);
+        let units = before.filter(|call| *call == "exec systemctl").count();
+        (units, calls.iter().filter(|call| **call == stopped).count())
+    };
+    ruled.node.until(|node| restarts(node).1 == 1).await;
+    assert_eq!(restarts(&ruled.node).0, 2, "two looks at the unit first");
+    // What is said of it meanwhile.
+    let drift = loop {
+        let status = ruled.controller.status().await.unwrap();
+        let of_zone = |d: &api::status::Drift| d.kind == "zone";
+        match status.drift.into_iter().find(of_zone) {
+            Some(drift) if drift.repair.as_ref().is_some_and(|r| r.failed_attempts > 2) => {
+                break drift;
+            }
+            _ => tokio::task::yield_now().await,
+        }
+    };
+    assert_eq!(drift.name, "default");
+    assert!(
+        drift.differs[0].starts_with("the relay does not answer"),
+        "{drift:?}"
+    );
+    let cause = drift.repair.unwrap().last_cause.unwrap();
+    assert!(cause.contains("nobody listens"), "{cause}");
+
+    for call in ["apply", "read"] {
+        ruled.node.mend(call);
+    }
+    while !ruled.controller.status().await.unwrap().drift.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    ruled.assert_only("web").await;
+}
+
+#[tokio::test]
+async fn an_orphan_is_told_of_and_goes_only_when_asked() {
+    let ruled = Ruled::with_app("web").await;
+    let known = ruled.record("web").await;
+    let mut stray = known.guest(&engine::fake::zone_spec());
+    stray.id = api::InstanceId::from_bytes([9; 8]);
+    let id = stray.id.clone();
+    let guests = &ruled.node.guests;
+    guests.lock().unwrap().insert(id.clone(), (stray, true));
+    let orphans = ruled.controller.status().await.unwrap().orphans;
+    assert_eq!(orphans.len(), 1);
+    assert_eq!(
+        (&orphans[0].id, orphans[0].state.as_str()),
+        (&id, "running")
+    );
+    // Some looks later it is still there.
+    let calls = || ruled.node.calls.lock().unwrap().len();
+    let now = calls();
+    ruled.node.until(|_| calls() > now + 3).await;
+    assert_eq!(ruled.guest(&id), Some(true));
+
+    // What stands in a record is no orphan.
+    let appliance = ruled.store.zones().await.unwrap()[0].appliance.clone();
+    for recorded in [known.id.as_str(), appliance.as_str(), "nonsense"] {
+        let refused = ruled.controller.remove_orphan(recorded).await;
+        assert_eq!(code(refused), "unknown_orphan", "{recorded}");
+    }
+    ruled.controller.remove_orphan(id.as_str()).await.unwrap();
+    assert_eq!(ruled.guest(&id), None);
+    assert_eq!(ruled.controller.status().await.unwrap().orphans, []);
+    ruled.assert_only("web").await;
+}

@@ -6,6 +6,8 @@
     reason = "test support may fail by panicking; clippy knows only test functions"
 )]
 
+mod cut;
+
 use api::OperationId;
 use api::app::AppStatus;
 use api::operation::{OperationEvent, OperationStatus, StepState};

@@ -29,6 +29,8 @@ const ENVIRONMENT: [(&str, &str); 4] = [
     ("LC_ALL", "C.UTF-8"),
     ("NO_COLOR", "1"),
 ];
+/// Tells the controller of a debug build where its fault points are.
+const FAULT_POINTS: &str = "PROXIMITY_FAULT_POINTS";
 /// How much of the log a failed test shows, in lines.
 const LOG_SHOWN: usize = 80;
 
@@ -37,6 +39,8 @@ pub struct Controller {
     pub host: Host,
     place: Place,
     serving: Option<u32>,
+    /// Whether it can be held at its records, see [`super::walk`].
+    pub fault_points: bool,
 }
 
 /// How a command ended.
@@ -83,6 +87,7 @@ impl Controller {
             host,
             place,
             serving: None,
+            fault_points: false,
         }
     }
 
@@ -130,6 +135,10 @@ impl Controller {
     pub fn serve_words(&self, more: &[&str]) -> Vec<String> {
         let mut words = vec!["env".to_owned(), "--ignore-environment".to_owned()];
         words.extend(ENVIRONMENT.map(|(key, value)| format!("{key}={value}")));
+        words.extend(
+            self.fault_points
+                .then(|| format!("{FAULT_POINTS}=/etc/proximity/faults")),
+        );
         let agent = programs::agent().to_str().unwrap();
         words.extend(
             [
@@ -155,6 +164,18 @@ impl Controller {
         eventually("the controller answers", || {
             assert!(alive(pid), "the controller ended at its start");
             self.try_api("GET", "/system/health", None).is_some()
+        });
+    }
+
+    /// As [`Controller::serve`] over a data directory that only the host sees: the API answers its command line
+    /// alone.
+    pub fn serve_inside(&mut self) {
+        let words = self.serve_words(&[]);
+        let pid = self.host.spawn(words, &self.log_file()).unwrap();
+        self.serving = Some(pid);
+        eventually("the controller answers", || {
+            assert!(alive(pid), "the controller ended at its start");
+            self.run(["zone", "list"]).code == 0
         });
     }
 
@@ -303,6 +324,11 @@ impl Controller {
         finish(self.command(["sh", "-euc", script]))
             .expect(0)
             .text()
+    }
+
+    /// The exit code of a shell script in the host.
+    pub fn run_in_host(&self, script: &str) -> i32 {
+        finish(self.command(["sh", "-uc", script])).code
     }
 
     // ── what there is ──

@@ -1,6 +1,7 @@
 //! What is deleted leaves nothing: not on the node, not in the gateway, not in the records.
 
 use super::controller::{Controller, GUESTS};
+use super::eventually;
 use super::facts::Facts;
 use super::guest::{Answer, ask};
 
@@ -99,7 +100,10 @@ fn a_delete_that_is_stuck_says_why_and_goes_on_later() {
     assert_eq!(controller.page("web.prox.local").0, 404);
 
     controller.script(&format!("umount {work}"));
-    controller.ok(["app", "delete", "web", "--yes"]);
+    // Nobody has to ask again.
+    eventually("the app is gone", || {
+        controller.api("GET", "/apps/web", None).0 == 404
+    });
     let now = Facts::of_zone(&controller).without("/operations");
     before.assert_same(&now, "an app that was deleted at the second attempt");
 }

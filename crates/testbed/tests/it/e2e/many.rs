@@ -1,4 +1,4 @@
-//! Ten deploys at once, ten deletes at once.
+//! Twenty deploys at once, twenty deletes at once.
 
 use std::collections::BTreeSet;
 use std::process::{Child, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use super::controller::Controller;
 use super::facts::Facts;
 
-const MANY: usize = 10;
+const MANY: usize = 20;
 
 fn all_at_once(controller: &Controller, words: impl Fn(&str) -> Vec<String>) {
     let start = |number| -> Child {
@@ -34,7 +34,7 @@ fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
 }
 
 #[test]
-fn ten_deploys_and_ten_deletes_at_once() {
+fn twenty_deploys_and_twenty_deletes_at_once() {
     let controller = Controller::up();
     let before = Facts::of_zone(&controller).without("/operations");
     all_at_once(&controller, |name| words(["app", "deploy", "nginx", name]));
@@ -61,6 +61,6 @@ fn ten_deploys_and_ten_deletes_at_once() {
     all_at_once(&controller, |name| words(["app", "delete", name, "--yes"]));
     before.assert_same(
         &Facts::of_zone(&controller).without("/operations"),
-        "ten apps that were deleted",
+        "twenty apps that were deleted",
     );
 }

@@ -5,8 +5,10 @@
 //! is tried from inside a guest, what is claimed about the node is read from the node.
 //!
 //! [`controller`] is the host with the controller on it, [`facts`] what is there to be left unchanged,
-//! [`guest`] what a guest can reach, [`processes`] who runs and who can see it.
+//! [`guest`] what a guest can reach, [`processes`] who runs and who can see it, [`agreement`] whether all that
+//! tells of guests tells the same.
 
+mod agreement;
 mod apps;
 mod channels;
 mod closed;
@@ -24,16 +26,19 @@ mod half_done;
 mod identity;
 mod install;
 mod isolation;
+mod lacking;
 mod many;
 mod openrc;
 mod power;
 mod processes;
 mod programs;
 mod refused;
+mod repair;
 mod sandbox;
 mod session;
 mod terminal;
 mod up;
+mod walk;
 mod wan;
 mod ways;
 
