@@ -25,12 +25,13 @@ use link::Authority;
 use wire::identity::Bundle;
 
 use crate::image::ImageStore;
+use crate::node_network::guest_ports;
 use crate::program::Program;
 use layout::{GuestDir, Mark};
 use machine::Machine;
 
-pub(crate) use config::{AGENT_DIR_IN_GUEST, ID_BASE, ID_COUNT};
-pub(crate) use layout::write_durably;
+pub(crate) use config::{AGENT_DIR_IN_GUEST, ID_BASE, ID_COUNT, host_interface};
+pub(crate) use layout::{complete_guests, write_durably};
 
 /// How long LXC may take to start a guest.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -233,7 +234,8 @@ impl Backend for LxcBackend {
             &lxcfs::files(),
         )?;
         layout::write(&dir.config(), text.as_bytes())?;
-        layer::ready(&dir).await?;
+        // Before it starts: a guest that is not listed on its port speaks with nobody.
+        tokio::try_join!(layer::ready(&dir), guest_ports::admit(&self.guests, &spec))?;
         let started = self
             .lxc(format!("start guest {id}"), "lxc-start", id)
             // LXC starts newuidmap and newgidmap where it finds them, 4 ms each; root needs neither.
@@ -310,10 +312,11 @@ impl Backend for LxcBackend {
             // knows what the rest is.
             dir.write_mark(&Mark {
                 complete: false,
-                ..mark
+                ..mark.clone()
             })?;
         }
-        disk::unmount(&dir).await?;
+        let (unmounted, ()) = tokio::join!(disk::unmount(&dir), guest_ports::dismiss(&mark.spec));
+        unmounted?;
         identity::remove(&dir);
         layer::clear(&dir).await?;
         let gone = dir.set_aside()?;

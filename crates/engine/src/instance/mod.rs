@@ -135,6 +135,7 @@ impl InstanceRecord {
                 mac: self.mac(zone),
                 address: fixed.then(|| zone.with_prefix(self.address)).flatten(),
                 gateway: fixed.then(|| zone.gateway()),
+                lease: (!fixed).then_some(self.address),
             }],
             files: crate::zone::network_files(zone, &self.name)
                 .into_iter()
