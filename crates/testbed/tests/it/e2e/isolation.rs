@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use super::controller::Controller;
+use super::forgery::{PORT_RULES, counted};
 use super::guest::{assert_reaches, reachable};
 
 /// By which a guest's way of trying is known to work.
@@ -159,26 +160,13 @@ fn on_the_link(controller: &Controller, sandbox: &Value, guests: &[Value; 4]) {
     let from_sandbox = || {
         controller.exec("lab", ["python3", "-c", FRAME, own, den, mac.trim()]);
     };
-    let before = dropped(controller);
+    let before = counted(controller, PORT_RULES);
     assert_eq!(heard(&from_sandbox), "nothing\n");
-    let dropped = dropped(controller) - before;
+    let dropped = counted(controller, PORT_RULES) - before;
     assert!(dropped >= 3, "{dropped} frames met the rule");
     let from_appliance = || {
         let send = r#"echo mark > "/dev/udp/$0/9000""#;
         controller.exec("prox-appliance", ["bash", "-c", send, den]);
     };
     assert_eq!(heard(&from_appliance), "b'mark\\n'\n");
-}
-
-/// Frames from guest to guest that the node has dropped so far.
-fn dropped(controller: &Controller) -> u64 {
-    let rules = controller.script("nft --json list chain bridge proximity_default forward");
-    let rules: Value = serde_json::from_str(&rules).unwrap();
-    let entries = rules["nftables"].as_array().unwrap().iter();
-    let mut parts = entries
-        .filter_map(|entry| entry["rule"]["expr"].as_array())
-        .flatten();
-    parts
-        .find_map(|part| part["counter"]["packets"].as_u64())
-        .unwrap()
 }

@@ -19,6 +19,7 @@ mod exec_end;
 mod facts;
 mod failed;
 mod files;
+mod forgery;
 mod guest;
 mod half_done;
 mod identity;
