@@ -17,6 +17,7 @@ mod connection;
 mod copy;
 mod deploy;
 mod doctor;
+mod egress;
 mod ending;
 mod exec;
 mod exit;
@@ -135,6 +136,7 @@ async fn ask(
         Command::Dns(_) => gateway::dns(&client?, screen).await,
         Command::Route(_) => gateway::routes(&client?, screen).await,
         Command::Zone(_) => zone::list(&client?, screen).await,
+        Command::Egress(command) => egress::run(&client?, &command, screen).await,
         Command::Operation(command) => operation::run(&client?, &command, screen).await,
         Command::Appliance(command) => appliance::run(&client?, &command, screen).await,
         Command::Audit(AuditCommand::Tail(args)) => audit::tail(&client?, &args, screen).await,

@@ -166,7 +166,7 @@ fn removed() -> String {
 }
 
 /// Writes the table anew for all guests there are.
-pub(super) async fn ensure(guests: &Path) -> Result<(), PortError> {
+pub(crate) async fn ensure(guests: &Path) -> Result<(), PortError> {
     let locked = TABLE_LOCK.lock().await;
     load(guests, &locked).await
 }

@@ -31,6 +31,8 @@ fn state() -> GatewayState {
         },
         hosts: Vec::new(),
         routes: Vec::new(),
+        published: Vec::new(),
+        egress: Vec::new(),
     }
 }
 
@@ -43,6 +45,7 @@ fn report(agent_version: &str) -> GatewayReport {
         leases: Vec::new(),
         names: Vec::new(),
         routes: Vec::new(),
+        refused: Vec::new(),
     }
 }
 
