@@ -291,10 +291,20 @@ fn element(listed: &Value) -> Option<(Ipv4Addr, Refused)> {
     Some((
         source.parse().ok()?,
         Refused {
-            what: format!("{protocol} {target}{port}"),
+            what: format!("{} {target}{port}", protocol_name(&protocol)),
             times: element.get("counter")?.get("packets")?.as_u64()?,
         },
     ))
+}
+
+/// An appliance has no list of protocols, so nft prints numbers.
+fn protocol_name(protocol: &str) -> &str {
+    match protocol {
+        "1" => "icmp",
+        "6" => "tcp",
+        "17" => "udp",
+        other => other,
+    }
 }
 
 fn means(rule: &[Destination], name: &str) -> bool {
@@ -430,7 +440,7 @@ mod tests {
     fn refused_packets_as_nft_prints_them() {
         let text = r#"{"nftables": [{"metainfo": {}}, {"set": {"name": "refused", "elem": [
             {"elem": {"val": {"concat": ["10.20.0.5", "9.9.9.9", "tcp", 443]}, "timeout": 3600, "expires": 3597, "counter": {"packets": 3, "bytes": 180}}},
-            {"elem": {"val": {"concat": ["10.20.0.5", "9.9.9.9", "icmp"]}, "counter": {"packets": 1, "bytes": 84}}}]}}]}"#;
+            {"elem": {"val": {"concat": ["10.20.0.5", "9.9.9.9", 1]}, "counter": {"packets": 1, "bytes": 84}}}]}}]}"#;
         let found = counted(text);
         let what: Vec<_> = found
             .iter()
