@@ -28,7 +28,7 @@ pub struct DeployRequest {
     #[serde(default, skip_serializing_if = "LimitsRequest::is_empty")]
     pub limits: LimitsRequest,
     /// What it may reach outside its zone; the internet when left out.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Egress::is_internet")]
     pub egress: Egress,
     /// Go on with a deploy of this name that failed, from the step that failed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -56,9 +56,14 @@ pub enum Egress {
 }
 
 impl Egress {
+    /// Whether all public addresses may be reached.
+    pub fn is_internet(&self) -> bool {
+        *self == Self::Internet
+    }
+
     /// Whether less than the whole internet may be reached.
     pub fn is_restricted(&self) -> bool {
-        *self != Self::Internet
+        !self.is_internet()
     }
 
     /// What may be reached; nothing unless it is a list.
@@ -158,7 +163,7 @@ impl FromStr for Destination {
     fn from_str(s: &str) -> Result<Self, InvalidName> {
         const WHAT: &str = "destination";
         let looks_like_a_network = s.contains('/')
-            || s.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+            || (!s.is_empty() && s.bytes().all(|b| b.is_ascii_digit() || b == b'.'))
             || s.contains(':');
         if looks_like_a_network {
             let network = s
@@ -231,7 +236,7 @@ pub struct EgressRequest {
 pub struct EgressView {
     /// The policy.
     pub egress: Egress,
-    /// What was refused, most often refused first.
+    /// What was refused in the last hour, most often refused first; at most 100 entries.
     pub refused: Vec<Refused>,
 }
 

@@ -34,7 +34,7 @@ pub struct SandboxRequest {
     #[serde(default, skip_serializing_if = "LimitsRequest::is_empty")]
     pub limits: LimitsRequest,
     /// What it may reach outside its zone; the internet when left out.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Egress::is_internet")]
     pub egress: Egress,
 }
 
