@@ -302,8 +302,7 @@ impl Backend for LxcBackend {
     async fn destroy(&self, id: &InstanceId) -> Result<(), PortError> {
         let dir = self.dir(id);
         let Some(mark) = dir.mark()? else {
-            // Somebody else removed it: what its port was allowed went with its mark.
-            return guest_ports::ensure(&self.guests).await;
+            return Ok(());
         };
         if mark.complete {
             if self.runs(id).await? {

@@ -166,7 +166,7 @@ fn removed() -> String {
 }
 
 /// Writes the table anew for all guests there are.
-pub(crate) async fn ensure(guests: &Path) -> Result<(), PortError> {
+pub(super) async fn ensure(guests: &Path) -> Result<(), PortError> {
     let locked = TABLE_LOCK.lock().await;
     load(guests, &locked).await
 }
@@ -230,7 +230,14 @@ pub(super) async fn drift(guests: &Path, interfaces: &[&str]) -> Result<Option<S
         .iter()
         .map(Port::interface)
         .find(|name| interfaces.contains(name) && !listed.contains(*name));
-    Ok(closed.map(|name| format!("guest port {name} is closed: its rule is missing")))
+    if let Some(name) = closed {
+        return Ok(Some(format!(
+            "guest port {name} is closed: its rule is missing"
+        )));
+    }
+    let known: BTreeSet<&str> = here.iter().map(Port::interface).collect();
+    let stale = listed.iter().find(|name| !known.contains(name.as_str()));
+    Ok(stale.map(|name| format!("port {name} has rules, and its guest is gone")))
 }
 
 /// The ports that the table, as `nft --json` lists it, lets speak.

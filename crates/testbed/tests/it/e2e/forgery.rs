@@ -70,17 +70,17 @@ fn a_guest_speaks_for_itself_alone() {
         &victim_mac,
     ];
     let sent: u64 = controller.exec("lab", forge).trim().parse().unwrap();
-    let dropped = counted(&controller, PORT_RULES) - before;
+    // The kernel may still be at the last of them.
+    eventually("every frame met a rule", || {
+        counted(&controller, PORT_RULES) - before >= sent
+    });
     assert_eq!(
         counted(&controller, "witness"),
         0,
         "{}",
         rules(&controller, "witness")
     );
-    assert!(
-        dropped >= sent && sent > 30,
-        "{dropped} of {sent} frames met a rule"
-    );
+    assert!(sent > 30, "{sent}");
 
     // Nobody was deceived: the gateway knows the app by its own address, serves its page, and keeps its lease.
     let neighbours = controller.exec("prox-appliance", ["ip", "neighbour", "show", "dev", "eth1"]);

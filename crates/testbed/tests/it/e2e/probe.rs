@@ -55,7 +55,7 @@ fn a_hostile_root_finds_the_name_server_and_nothing_else() {
     let limits = |name: &str| controller.exec(name, ["cat", "/proc/meminfo"]);
     let memory = limits("lab").lines().next().unwrap().to_owned();
     let succeeded = controller.exec("lab", ["python3", "-c", SURFACE]);
-    assert_eq!(succeeded, "write /proc/sys/kernel/hostname\n");
+    assert_eq!(succeeded, "write /tmp/own\n");
     assert_eq!(controller.script(NODE), before);
     assert_eq!(limits("lab").lines().next().unwrap(), memory);
     // Guests have one range of ids, and yet no keyring in common.

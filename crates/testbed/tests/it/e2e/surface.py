@@ -40,7 +40,7 @@ def node(kind, major, minor):
 
 
 # What a guest may do: by this the rest is known to be tried in earnest.
-write("/proc/sys/kernel/hostname")
+write("/tmp/own", "")
 for key in ("core_pattern", "modprobe", "panic", "printk", "randomize_va_space", "kptr_restrict", "pid_max", "sysrq",
             "dmesg_restrict", "threads-max", "unprivileged_bpf_disabled", "poweroff_cmd", "ctrl-alt-del"):
     write("/proc/sys/kernel/" + key)
