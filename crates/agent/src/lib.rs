@@ -10,6 +10,7 @@ pub mod account;
 pub mod answer;
 pub mod attach;
 pub mod client;
+pub mod dns_message;
 pub mod door;
 pub mod durable;
 pub mod exec;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use agent::client::{self, ClientError};
+use agent::gateway::nftables::NAMES_PORT;
 use agent::gateway::paths::Paths;
 use agent::gateway::system::Appliance;
 use agent::guest;
@@ -131,7 +132,13 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
         }
         ["relay"] => {
             let listen = address.unwrap_or_else(|| any(RELAY_PORT));
-            let outside = Outside { bundle, listen };
+            // Beside it, where the firewall leads guests' questions; any port beside any port.
+            let port = if listen.port() == 0 { 0 } else { NAMES_PORT };
+            let outside = Outside {
+                bundle,
+                listen,
+                names: (listen.ip(), port).into(),
+            };
             Ok(Task::Relay {
                 paths,
                 outside,

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::egress::Egress;
 use crate::{ImageDigest, InstanceId, InstanceName, MacAddr, OperationId, RecipeId, ZoneName};
 
 /// `POST /apps/deploy`: what to deploy and under which name.
@@ -26,6 +27,9 @@ pub struct DeployRequest {
     /// Limits that differ from the recipe's.
     #[serde(default, skip_serializing_if = "LimitsRequest::is_empty")]
     pub limits: LimitsRequest,
+    /// What it may reach outside its zone; the internet when left out.
+    #[serde(default, skip_serializing_if = "Egress::is_internet")]
+    pub egress: Egress,
     /// Go on with a deploy of this name that failed, from the step that failed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resume: bool,
@@ -171,6 +175,9 @@ pub struct App {
     pub image: ImageDigest,
     /// Its limits.
     pub limits: Limits,
+    /// What it may reach outside its zone.
+    #[serde(default)]
+    pub egress: Egress,
     /// When it was asked for (RFC 3339, UTC).
     pub created_at: String,
 }

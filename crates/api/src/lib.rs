@@ -4,6 +4,7 @@
 
 pub mod app;
 pub mod audit;
+pub mod egress;
 pub mod exec;
 pub mod file;
 pub mod gateway;

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::app::{AppStatus, Failure, Limits, LimitsRequest};
+use crate::egress::Egress;
 use crate::{ImageName, InstanceId, InstanceName, ZoneName};
 
 /// How long a sandbox lives when nothing is said, in seconds.
@@ -32,6 +33,9 @@ pub struct SandboxRequest {
     /// Limits that differ from the image's.
     #[serde(default, skip_serializing_if = "LimitsRequest::is_empty")]
     pub limits: LimitsRequest,
+    /// What it may reach outside its zone; the internet when left out.
+    #[serde(default, skip_serializing_if = "Egress::is_internet")]
+    pub egress: Egress,
 }
 
 /// `POST /sandboxes/{id}/extend`: it lives so long from now on.
@@ -65,6 +69,9 @@ pub struct Sandbox {
     pub failure: Option<Failure>,
     /// Its limits.
     pub limits: Limits,
+    /// What it may reach outside its zone.
+    #[serde(default)]
+    pub egress: Egress,
     /// When it was asked for (RFC 3339, UTC).
     pub created_at: String,
     /// When it ends by itself (RFC 3339, UTC).

@@ -243,6 +243,7 @@ pub fn app_text(app: &App) -> String {
             app.vmid.map(|id| id.to_string()).unwrap_or_default(),
         )
         .fact("limits", limits)
+        .fact("egress", &app.egress)
         .fact("image", &app.image)
         .fact("id", &app.id)
         .fact("created", &app.created_at)

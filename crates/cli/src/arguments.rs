@@ -12,8 +12,8 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::screen::Screen;
 use crate::{
-    app, appliance, audit, config_check, copy, exec, forward, image, node, operation, orphan,
-    sandbox, serve, shell,
+    app, appliance, audit, config_check, copy, egress, exec, forward, image, node, operation,
+    orphan, sandbox, serve, shell,
 };
 
 /// Turns machines you own into a private cloud of isolated apps.
@@ -113,6 +113,9 @@ pub enum Command {
     Forward(forward::ForwardArgs),
     /// Print an app's URL, and open it in the browser where there is one
     Open(OpenArgs),
+    /// What an instance may reach outside its zone, and what it was refused
+    #[command(subcommand)]
+    Egress(egress::EgressCommand),
     /// DHCP leases
     #[command(subcommand)]
     Lease(ListCommand),

@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::path::PathBuf;
 
 use api::app::{App, DeployRequest};
+use api::egress::Egress;
 use api::{InstanceName, RecipeId, ZoneName};
 use clap::Args;
 use client::Client;
@@ -41,6 +42,9 @@ pub struct DeployArgs {
     pub set_file: Vec<(String, String)>,
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// What it may reach outside its zone: off, internet, or networks and names with commas between them
+    #[arg(long, value_name = "POLICY", default_value = "internet")]
+    pub egress: Egress,
     /// The zone [default: the only or the default one]
     #[arg(long, value_name = "ZONE")]
     pub zone: Option<ZoneName>,
@@ -102,6 +106,7 @@ fn request(args: DeployArgs) -> Result<DeployRequest, Failure> {
         zone: args.zone.map(Into::into),
         config,
         limits: args.limits.request(),
+        egress: args.egress,
         resume: args.resume,
     })
 }

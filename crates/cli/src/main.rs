@@ -17,6 +17,7 @@ mod connection;
 mod copy;
 mod deploy;
 mod doctor;
+mod egress;
 mod ending;
 mod exec;
 mod exit;
@@ -138,6 +139,7 @@ async fn ask(
         Command::Dns(_) => gateway::dns(&client?, screen).await,
         Command::Route(_) => gateway::routes(&client?, screen).await,
         Command::Zone(_) => zone::list(&client?, screen).await,
+        Command::Egress(command) => egress::run(&client?, &command, screen).await,
         Command::Operation(command) => operation::run(&client?, &command, screen).await,
         Command::Orphan(command) => orphan::run(&client?, &command, screen).await,
         Command::Appliance(command) => appliance::run(&client?, &command, screen).await,

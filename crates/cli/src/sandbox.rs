@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use api::egress::Egress;
 use api::sandbox::{Sandbox, SandboxRequest};
 use api::{InstanceName, ZoneName};
 use clap::{Args, Subcommand};
@@ -67,6 +68,9 @@ pub struct SandboxArgs {
     pub zone: Option<ZoneName>,
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// What it may reach outside its zone: off, internet, or networks and names with commas between them
+    #[arg(long, value_name = "POLICY", default_value = "internet")]
+    pub egress: Egress,
 }
 
 impl SandboxArgs {
@@ -77,6 +81,7 @@ impl SandboxArgs {
             ttl_s: self.ttl.map(|t| t.as_secs()),
             zone: self.zone.clone().map(Into::into),
             limits: self.limits.request(),
+            egress: self.egress.clone(),
         }
     }
 }
@@ -213,6 +218,7 @@ fn created(sandbox: &Sandbox) -> String {
             "lives",
             format!("{} (until {})", left(sandbox), sandbox.expires_at),
         )
+        .fact("egress", &sandbox.egress)
         .fact("try", format!("proximity exec {} -- id", sandbox.name))
         .text(2);
     format!("{} is {}\n{facts}", sandbox.name, sandbox.status.as_str())

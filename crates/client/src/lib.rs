@@ -10,6 +10,7 @@
 
 mod calls;
 mod connection;
+mod egress;
 mod endpoint;
 mod error;
 mod events;

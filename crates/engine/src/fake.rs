@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::app::{AppStatus, Limits};
+use api::egress::Egress;
 use api::session::WindowSize;
 use api::{ImageDigest, InstanceId};
 use async_trait::async_trait;
@@ -79,6 +80,7 @@ pub fn instance_record(name: &str) -> InstanceRecord {
             },
             files: vec![],
         },
+        egress: Egress::Internet,
         desired: InstanceDesired::Running,
         status: AppStatus::Deploying,
         published: false,
@@ -330,6 +332,7 @@ impl Gateway for FakeNode {
                 })
                 .collect(),
             leases: vec![],
+            refused: vec![],
             names: state
                 .hosts
                 .iter()

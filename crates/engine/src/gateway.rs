@@ -1,11 +1,12 @@
 //! The gateway state a zone's appliance should have, composed from the records. Pure.
 
-use wire::gateway::{GatewayState, Lease};
+use wire::gateway::{EgressRule, GatewayState, Lease, PublishedPort};
 
 use crate::instance::InstanceRecord;
 use crate::zone::ZoneSpec;
 
-/// The whole state for a zone: the hosts of all published instances, the routes of all routed ones.
+/// The whole state for a zone: the hosts of all published instances, the routes of all routed ones, whose ports
+/// the zone's other apps may reach too, and the policies of all that may not reach the whole internet.
 /// A routed instance that is not published gets no route: the gateway would refuse the state.
 pub fn desired(
     zone: &ZoneSpec,
@@ -26,6 +27,8 @@ pub fn desired(
             .filter_map(|i| i.route(zone))
             .collect(),
         leases: leases.to_vec(),
+        published: published(&members),
+        egress: egress(zone, instances),
     })
 }
 
@@ -54,10 +57,40 @@ pub fn leases(
     kept
 }
 
+/// A sandbox publishes nothing.
+fn published(members: &[&InstanceRecord]) -> Vec<PublishedPort> {
+    let apps = members.iter().filter(|i| i.routed);
+    let ports = apps.filter_map(|i| {
+        Some(PublishedPort {
+            instance: i.id.clone(),
+            port: i.as_app()?.port,
+        })
+    });
+    let mut ports: Vec<_> = ports.collect();
+    ports.sort_by(|a, b| a.instance.cmp(&b.instance));
+    ports
+}
+
+/// Of every record, published or not: a policy holds before its guest starts.
+fn egress(zone: &ZoneSpec, instances: &[InstanceRecord]) -> Vec<EgressRule> {
+    let restricted = instances
+        .iter()
+        .filter(|i| i.zone == zone.name && i.egress.is_restricted());
+    let mut rules: Vec<_> = restricted
+        .map(|i| EgressRule {
+            source: i.address,
+            destinations: i.egress.destinations().to_vec(),
+        })
+        .collect();
+    rules.sort_by_key(|r| r.source);
+    rules
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fake;
+    use api::egress::Egress;
 
     #[test]
     fn only_what_is_published_and_routed_shows() {
@@ -78,6 +111,25 @@ mod tests {
         assert_eq!(names, ["a", "c"]);
         let hosts: Vec<_> = state.routes.iter().map(|r| r.host.as_str()).collect();
         assert_eq!(hosts, ["c.prox.local"]);
+        let ports: Vec<_> = state
+            .published
+            .iter()
+            .map(|p| (&p.instance, p.port))
+            .collect();
+        assert_eq!(ports, [(&instances[0].id, 80)]);
+        assert_eq!(state.egress, []);
+        instances[1].egress = "example.com".parse().unwrap();
+        instances[2].egress = Egress::Off;
+        let state = desired(&zone, &instances, &[]).unwrap();
+        let rules: Vec<_> = state
+            .egress
+            .iter()
+            .map(|r| (r.source, r.destinations.len()))
+            .collect();
+        assert_eq!(
+            rules,
+            [(instances[1].address, 1), (instances[2].address, 0)]
+        );
     }
 
     #[test]

@@ -83,6 +83,16 @@ pub struct Nic {
     pub address: Option<Ipv4Net>,
     /// The default gateway, with a fixed address.
     pub gateway: Option<Ipv4Addr>,
+    /// The address that is reserved for it, when the guest asks for it by DHCP.
+    #[serde(default)]
+    pub lease: Option<Ipv4Addr>,
+}
+
+impl Nic {
+    /// The only address that may be used on it, if it is known here.
+    pub fn own_address(&self) -> Option<Ipv4Addr> {
+        self.address.map(|net| net.addr()).or(self.lease)
+    }
 }
 
 /// What became of a guest.

@@ -1,6 +1,7 @@
 //! The store port: desired state, addresses and operations. Every method is one transaction.
 
 use api::app::Failure;
+use api::egress::Egress;
 use api::operation::{Operation, OperationEvent, OperationStatus};
 use api::{InstanceId, InstanceName, OperationId, ZoneName};
 use async_trait::async_trait;
@@ -137,6 +138,8 @@ pub trait Store: Send + Sync {
     ) -> Result<bool, StoreError>;
     /// Sets when an instance ends by itself; false when there is none, or it is on its way out.
     async fn set_expiry(&self, id: &InstanceId, at: Timestamp) -> Result<bool, StoreError>;
+    /// Sets what an instance may reach outside; false when there is none, or it is on its way out.
+    async fn set_egress(&self, id: &InstanceId, egress: &Egress) -> Result<bool, StoreError>;
     /// Forgets a deleted instance and ends what was under way for it; its address rests from `at`.
     async fn forget_instance(&self, id: &InstanceId, at: Timestamp) -> Result<(), StoreError>;
 

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ::audit::{Entry, Intent, Log, Outcome};
 use api::app::DeployRequest;
+use api::egress::EgressRequest;
 use api::exec::{ExecRequest, ExecResult};
 use api::gateway::DownRequest;
 use api::sandbox::{ExtendRequest, SandboxRequest};
@@ -55,6 +56,11 @@ const ACTIONS: &[(Method, &str, &str)] = &[
         Method::POST,
         "/api/v1/instances/{name}/exec",
         "instance.exec",
+    ),
+    (
+        Method::PUT,
+        "/api/v1/instances/{name}/egress",
+        "instance.egress",
     ),
     (
         Method::PUT,
@@ -355,6 +361,11 @@ fn with_body(mut entry: Entry, body: &[u8]) -> Entry {
         "sandbox.extend" => {
             if let Ok(extend) = serde_json::from_slice::<ExtendRequest>(body) {
                 entry.detail = json!(extend);
+            }
+        }
+        "instance.egress" => {
+            if let Ok(request) = serde_json::from_slice::<EgressRequest>(body) {
+                entry.detail = json!(request);
             }
         }
         "instance.exec" => {

@@ -6,8 +6,8 @@
 //!   unix socket    ──▶ peer credentials ──────────┴▶ audit ▸ idempotency key ▸ handler ▸ problem or answer
 //! ```
 //!
-//! One noun, one file: [`system`], [`zones`], [`apps`], [`sandboxes`], [`instances`], [`sessions`], [`files`],
-//! [`forward`], [`appliance`], [`operations`], [`audit_records`].
+//! One noun, one file: [`system`], [`zones`], [`apps`], [`sandboxes`], [`instances`], [`egress`], [`sessions`],
+//! [`files`], [`forward`], [`appliance`], [`operations`], [`audit_records`].
 
 mod answer;
 mod appliance;
@@ -15,6 +15,7 @@ mod apps;
 mod audit_records;
 mod audited;
 mod auth;
+mod egress;
 mod files;
 mod forward;
 mod hearing;
@@ -106,6 +107,7 @@ pub(crate) fn router(controller: Controller, audit: audit::Log, socket: &Path) -
         .merge(zones::routes())
         .merge(apps::routes())
         .merge(instances::routes())
+        .merge(egress::routes())
         .merge(sessions::routes())
         .merge(files::routes())
         .merge(forward::routes())

@@ -6,7 +6,7 @@ use utoipa::{Modify, OpenApi};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::{
-    State, appliance, apps, audit_records, files, forward, instances, operations, orphans,
+    State, appliance, apps, audit_records, egress, files, forward, instances, operations, orphans,
     sandboxes, sessions, system, zones,
 };
 
@@ -18,7 +18,7 @@ use crate::{
         zones::list, zones::up, zones::down,
         apps::catalog, apps::recipe, apps::list, apps::deploy, apps::show, apps::delete,
         apps::start, apps::stop, apps::restart, apps::logs,
-        instances::exec, sessions::session, sessions::pty, files::read, files::write, forward::forward,
+        instances::exec, egress::show, egress::set, sessions::session, sessions::pty, files::read, files::write, forward::forward,
         sandboxes::list, sandboxes::create, sandboxes::show, sandboxes::kill, sandboxes::extend,
         appliance::status, appliance::services, appliance::leases, appliance::records,
         appliance::vhosts, appliance::vhost, appliance::password,

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use api::egress::Egress;
 use api::{InstanceId, InstanceName};
 use engine::address::{Freed, choose};
 use engine::instance::{InstanceDesired, InstanceRecord};
@@ -29,6 +30,7 @@ fn record(row: &SqliteRow) -> Result<InstanceRecord, StoreError> {
         zone: parse("read an instance", &text("zone")?)?,
         address: parse("read an instance", &text("address")?)?,
         spec: from_json(&text("spec")?)?,
+        egress: from_json(&text("egress")?)?,
         desired: from_word(&text("desired")?)?,
         status: from_word(&text("status")?)?,
         published: flag("published")?,
@@ -113,8 +115,8 @@ impl SqliteStore {
             ..new.clone()
         };
         sqlx::query(
-            "INSERT INTO instances (id, name, zone, address, spec, desired, status, published, routed, restart, failure, created_at, expires_at)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO instances (id, name, zone, address, spec, desired, status, published, routed, restart, failure, created_at, expires_at, egress)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(record.id.as_str())
         .bind(record.name.as_str())
@@ -129,6 +131,7 @@ impl SqliteStore {
         .bind(record.failure.as_ref().map(to_json).transpose()?)
         .bind(record.created_at.to_string())
         .bind(record.expires_at.map(|t| t.to_string()))
+        .bind(to_json(&record.egress)?)
         .execute(&mut *tx)
         .await
         .map_err(failed("write an instance"))?;
@@ -216,6 +219,21 @@ impl SqliteStore {
             .execute(&self.pool)
             .await
             .map_err(failed("extend an instance's life"))?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    pub(crate) async fn update_egress(
+        &self,
+        id: &InstanceId,
+        egress: &Egress,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query("UPDATE instances SET egress = ? WHERE id = ? AND desired <> ?")
+            .bind(to_json(egress)?)
+            .bind(id.as_str())
+            .bind(word(&InstanceDesired::Deleted)?)
+            .execute(&self.pool)
+            .await
+            .map_err(failed("change an instance's egress policy"))?;
         Ok(done.rows_affected() == 1)
     }
 

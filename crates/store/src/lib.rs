@@ -17,6 +17,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use api::app::Failure;
+use api::egress::Egress;
 use api::operation::{Operation, OperationEvent, OperationStatus};
 use api::{InstanceId, InstanceName, OperationId, ZoneName};
 use async_trait::async_trait;
@@ -276,6 +277,10 @@ impl Store for SqliteStore {
         self.update_progress(record).await?;
         passed!(self, Object(record.id.as_str()), "saved");
         Ok(())
+    }
+
+    async fn set_egress(&self, id: &InstanceId, egress: &Egress) -> Result<bool, StoreError> {
+        self.update_egress(id, egress).await
     }
 
     async fn set_expiry(&self, id: &InstanceId, at: Timestamp) -> Result<bool, StoreError> {

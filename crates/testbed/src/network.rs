@@ -31,9 +31,11 @@ pub const LEASE_LAST: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 199);
 /// Addresses of the internet machine; each serves HTTP on port 80 and DNS on port 53.
 pub const INTERNET: [Ipv4Addr; 2] = [Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::new(1, 1, 1, 1)];
 /// Names that the internet's DNS knows; it answers NXDOMAIN to all others.
-pub const INTERNET_NAMES: [(&str, Ipv4Addr); 2] = [
+pub const INTERNET_NAMES: [(&str, Ipv4Addr); 3] = [
     ("internet.test", Ipv4Addr::new(8, 8, 8, 8)),
     ("second.internet.test", Ipv4Addr::new(1, 1, 1, 1)),
+    // Whoever owns a name may say what he likes: here, a machine that guests must not reach.
+    ("private.internet.test", LAN_MACHINE),
 ];
 /// The port of the node that guests must not reach (where Proxmox VE has its API).
 pub const NODE_PORT: u16 = 8006;

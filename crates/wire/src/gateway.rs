@@ -4,11 +4,15 @@
 //! The state is always complete, never a change, so that applying it twice is the same as once and
 //! a lost message loses nothing.
 
+mod policy;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use api::{Domain, HostName, InstanceId, InstanceName, InterfaceName, MacAddr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
+
+pub use policy::{EgressRule, PublishedPort, RefusedReport};
 
 /// Everything an appliance should do for its zone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +27,12 @@ pub struct GatewayState {
     /// Leases of these hosts as the controller remembers them, for an appliance that has none of its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leases: Vec<Lease>,
+    /// Ports of apps that the zone's other apps may reach, sorted by instance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<PublishedPort>,
+    /// Guests that may reach less than the whole internet, sorted by address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<EgressRule>,
 }
 
 /// The zone's network as its appliance sees it.
@@ -114,6 +124,9 @@ pub struct GatewayReport {
     pub names: Vec<NameRecord>,
     /// Open routes with the health of their target.
     pub routes: Vec<RouteReport>,
+    /// What guests with an egress rule were refused lately, sorted by address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<RefusedReport>,
 }
 
 /// One service of the appliance.

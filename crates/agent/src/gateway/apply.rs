@@ -12,9 +12,11 @@
 //! a route of somebody else closed or, worse, open. All failures are told in the end.
 
 use std::fmt::Display;
+use std::time::Instant;
 
 use wire::gateway::{GatewayDiff, GatewayState, ZoneNetwork};
 
+use super::contents::Contents;
 use super::dns_probe::Answer;
 use super::hosts::HostPlan;
 use super::paths::Paths;
@@ -100,6 +102,7 @@ impl<S: System> Gateway<S> {
         validate(&state, self.paths.longest_route_host())?;
         self.save(&state).await.map_err(ApplyError::Save)?;
         self.accepted.send_replace(Some(state.clone()));
+        self.egress.accept(&state);
 
         let mut progress = Progress::default();
         let targets = Target::all_of(&state);
@@ -110,7 +113,7 @@ impl<S: System> Gateway<S> {
             progress.note("withdrawing hosts", withdrawn);
         }
         self.set_kernel(&state.network, &mut progress);
-        self.load_firewall(&state.network, &mut progress).await;
+        self.load_firewall(&state, &mut progress).await;
         let restored = leases::restore(&self.paths, &state);
         if progress.note("leases", restored) == Some(true) {
             progress.changed("leases", "restored");
@@ -172,21 +175,25 @@ impl<S: System> Gateway<S> {
     }
 
     /// The kernel first: what it refuses must not stand in the file that is loaded at boot.
-    async fn load_firewall(&self, network: &ZoneNetwork, progress: &mut Progress) {
-        let Some(ruleset) = progress.note("firewall", nftables::render(network)) else {
+    async fn load_firewall(&self, state: &GatewayState, progress: &mut Progress) {
+        let Some(ruleset) = progress.note("firewall", nftables::render(&state.network)) else {
             return;
         };
-        let loaded = nftables::load(&self.system, &ruleset).await;
+        let contents = Contents::of(state);
+        let loaded = {
+            let _alone = self.egress.firewall.lock().await;
+            let open = self.egress.open(Instant::now());
+            nftables::load(&self.system, &ruleset, &contents, &open).await
+        };
         let Some(loaded) = progress.note("firewall", loaded) else {
             return;
         };
-        if loaded {
-            progress.changed("nftables", "loaded");
+        if let Some(done) = loaded {
+            progress.changed("nftables", done);
         }
-        progress.note(
-            "firewall",
-            replace(&self.paths.nftables_conf(), &ruleset.text),
-        );
+        // Answers do not outlive a boot.
+        let at_boot = ruleset.text + &contents.statements(&[]);
+        progress.note("firewall", replace(&self.paths.nftables_conf(), &at_boot));
     }
 
     async fn configure_dnsmasq(&self, network: &ZoneNetwork, progress: &mut Progress) {

@@ -11,6 +11,8 @@ use api::HostName;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
+use crate::dns_message::{self, CLASS_IN, TYPE_A};
+
 /// What a server says of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
@@ -25,8 +27,6 @@ pub enum Answer {
 }
 
 const DEADLINE: Duration = Duration::from_millis(500);
-const TYPE_A: u16 = 1;
-const CLASS_IN: u16 = 1;
 
 /// Asks `server` for the address of `name`.
 pub async fn ask(server: Ipv4Addr, name: &HostName) -> Answer {
@@ -72,59 +72,9 @@ fn question(id: u16, name: &HostName) -> Vec<u8> {
 
 /// `None` when the packet is not an answer to question `id`.
 fn read(packet: &[u8], id: u16) -> Option<Answer> {
-    let mut reader = Reader(packet);
-    let is_answer = reader.u16()? == id && reader.u16()? & 0x8000 != 0;
-    if !is_answer {
-        return None;
-    }
-    let (questions, answers) = (reader.u16()?, reader.u16()?);
-    reader.skip(4)?;
-    for _ in 0..questions {
-        reader.skip_name()?;
-        reader.skip(4)?;
-    }
-    for _ in 0..answers {
-        reader.skip_name()?;
-        let (kind, class) = (reader.u16()?, reader.u16()?);
-        reader.skip(4)?;
-        let length = reader.u16()?;
-        let data = reader.take(usize::from(length))?;
-        if kind == TYPE_A && class == CLASS_IN {
-            let octets: [u8; 4] = data.try_into().ok()?;
-            return Some(Answer::Address(octets.into()));
-        }
-    }
-    Some(Answer::None)
-}
-
-/// The unread rest of a packet.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn skip(&mut self, length: usize) -> Option<()> {
-        self.take(length).map(|_| ())
-    }
-
-    fn u16(&mut self) -> Option<u16> {
-        self.take(2)?.try_into().ok().map(u16::from_be_bytes)
-    }
-
-    /// A name is labels up to an empty one or up to a pointer to the rest of it.
-    fn skip_name(&mut self) -> Option<()> {
-        loop {
-            match *self.take(1)?.first()? {
-                0 => return Some(()),
-                pointer if pointer & 0xc0 == 0xc0 => return self.skip(1),
-                length => self.skip(usize::from(length))?,
-            }
-        }
-    }
+    let addresses = dns_message::addresses(packet, id)?;
+    let first = addresses.first();
+    Some(first.map_or(Answer::None, |(address, _)| Answer::Address(*address)))
 }
 
 #[cfg(test)]

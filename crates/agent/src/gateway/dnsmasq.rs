@@ -52,6 +52,8 @@ fn settings(network: &ZoneNetwork, paths: &Paths) -> Result<Vec<Setting>, Unsafe
         flag("bogus-priv"),
         flag("stop-dns-rebind"),
         flag("dns-loop-detect"),
+        // What one guest asks and nobody answers must not be all that fits (see the firewall's limits).
+        ("dns-forward-max", vec![word(4000)?]),
         ("cache-size", vec![word(2000)?]),
         ("local", vec![in_domain.clone()]),
         ("rebind-domain-ok", vec![in_domain]),
@@ -131,7 +133,7 @@ mod tests {
                 .filter(|l| !l.starts_with('#'))
                 .map(|l| l.split_once('=').map_or((l, vec![]), |(k, v)| (k, v.split(',').collect())))
                 .collect();
-            prop_assert_eq!(lines.len(), 26 + network.upstream_dns.len());
+            prop_assert_eq!(lines.len(), 27 + network.upstream_dns.len());
             let values = |key: &str| -> Vec<Vec<&str>> {
                 lines.iter().filter(|(k, _)| *k == key).map(|(_, v)| v.clone()).collect()
             };

@@ -50,6 +50,8 @@ pub fn state() -> GatewayState {
         hosts: vec![host(1, "web", 100), host(2, "worker", 101)],
         routes: vec![route("web.prox.local", 1, 80)],
         leases: vec![],
+        published: vec![],
+        egress: vec![],
     }
 }
 
@@ -156,7 +158,10 @@ impl System for FakeSystem {
         }
         match line.as_str() {
             "nft -f -" => {
-                *self.table.lock().unwrap() = Some(command.input);
+                let mut table = self.table.lock().unwrap();
+                let all = command.input.contains("delete table");
+                let before = table.take().filter(|_| !all).unwrap_or_default();
+                *table = Some(before + &command.input);
                 Ok(String::new())
             }
             "nft list table inet proximity" => {

@@ -31,6 +31,12 @@ pub fn for_network(network: &ZoneNetwork) -> Result<Vec<Setting>, UnsafeWord> {
         (format!("net/ipv4/conf/{lan}/send_redirects"), "0"),
         ("net/ipv4/conf/all/accept_redirects".to_owned(), "0"),
         (format!("net/ipv4/conf/{lan}/accept_redirects"), "0"),
+        // No guest says which way its packets go.
+        ("net/ipv4/conf/all/accept_source_route".to_owned(), "0"),
+        // Guests do not hear each other's questions: the appliance answers for all of the zone, at once, so
+        // that what goes from guest to guest crosses its firewall.
+        (format!("net/ipv4/conf/{lan}/proxy_arp_pvlan"), "1"),
+        (format!("net/ipv4/neigh/{lan}/proxy_delay"), "0"),
         // A guest that is just starting does not hear the first question for its address; the
         // default is to ask again after a whole second.
         (format!("net/ipv4/neigh/{lan}/retrans_time_ms"), "40"),
@@ -99,6 +105,9 @@ mod tests {
         net/ipv4/conf/eth1/send_redirects = 0
         net/ipv4/conf/all/accept_redirects = 0
         net/ipv4/conf/eth1/accept_redirects = 0
+        net/ipv4/conf/all/accept_source_route = 0
+        net/ipv4/conf/eth1/proxy_arp_pvlan = 1
+        net/ipv4/neigh/eth1/proxy_delay = 0
         net/ipv4/neigh/eth1/retrans_time_ms = 40
         ");
     }

@@ -8,9 +8,11 @@
 
 pub mod apply;
 pub mod caddy;
+pub mod contents;
 pub mod dhcp_release;
 pub mod dns_probe;
 pub mod dnsmasq;
+pub mod egress;
 pub mod hosts;
 pub mod identity;
 pub mod kernel;
@@ -32,6 +34,7 @@ use tokio::sync::watch;
 use wire::gateway::GatewayState;
 
 use crate::relay::route::RouteTable;
+use egress::EgressBook;
 use paths::Paths;
 use system::System;
 
@@ -42,6 +45,7 @@ pub struct Gateway<S> {
     routes: RouteTable,
     /// The last state that was accepted, whether or not every part of it could be applied.
     accepted: watch::Sender<Option<GatewayState>>,
+    egress: EgressBook,
 }
 
 impl<S: System> Gateway<S> {
@@ -52,6 +56,7 @@ impl<S: System> Gateway<S> {
             system,
             routes,
             accepted: watch::Sender::new(None),
+            egress: EgressBook::default(),
         }
     }
 

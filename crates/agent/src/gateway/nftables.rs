@@ -1,15 +1,18 @@
-//! The firewall: the one writer of nftables text, and the loading of it.
+//! The firewall: the one writer of its rules, and the loading of them.
 //!
 //! All rules live in `table inet proximity`, which is replaced as a whole in one transaction, so
 //! there is never a moment without it or with half of it. Rules of others are left alone. The table
-//! carries a digest of its own text as a comment; that is how a flushed or older one is noticed.
+//! carries a digest of its own text as a comment; that is how a flushed or older one is noticed. What
+//! changes while the zone lives is in sets ([`super::contents`]), which carry a digest of their own.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use api::egress::SPECIAL_PURPOSE;
 use wire::agent::RELAY_PORT;
 use wire::gateway::ZoneNetwork;
 
+use super::contents::Contents;
 use super::system::{Command, CommandError, System};
 use super::validate::AGENT_PORTS;
 use super::word::{UnsafeWord, word};
@@ -17,25 +20,8 @@ use super::word::{UnsafeWord, word};
 /// Our table.
 pub const TABLE: &str = "proximity";
 
-/// Destinations that are no public hosts (IANA special-purpose registry): other people's private
-/// networks around the appliance, which guests must not reach through it.
-const SPECIAL_PURPOSE: &[&str] = &[
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.0.2.0/24",
-    "192.88.99.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "198.51.100.0/24",
-    "203.0.113.0/24",
-    "224.0.0.0/4",
-    "240.0.0.0/4",
-];
+/// Where the relay answers DNS questions of guests with an egress policy; the firewall leads those for port 53 there.
+pub const NAMES_PORT: u16 = 5300;
 
 /// A ruleset for `nft -f` and the digest that it carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,16 +56,14 @@ pub fn render(network: &ZoneNetwork) -> Result<Ruleset, UnsafeWord> {
 }
 
 fn chains(wan: &str, lan: &str, subnet: &str, gateway: Ipv4Addr, apps: &str) -> String {
-    let special = SPECIAL_PURPOSE.join(", ");
+    let special = SPECIAL_PURPOSE
+        .map(|network| network.to_string())
+        .join(", ");
     let (first_agent, last_agent) = (AGENT_PORTS.start(), AGENT_PORTS.end());
+    let sets = sets(&special);
+    let egress = egress_chains();
     format!(
-        r#"
-	set special_purpose {{
-		type ipv4_addr
-		flags interval
-		elements = {{ {special} }}
-	}}
-
+        r#"{sets}
 	# Who sends: guests with addresses of the zone only, and nobody else with those.
 	chain anti_spoof {{
 		type filter hook prerouting priority raw; policy accept;
@@ -90,35 +74,64 @@ fn chains(wan: &str, lan: &str, subnet: &str, gateway: Ipv4Addr, apps: &str) -> 
 		iifname "{wan}" ip saddr {subnet} drop
 	}}
 
+	# Guests with an egress policy ask the relay for names, which asks dnsmasq.
+	chain dns {{
+		type nat hook prerouting priority dstnat; policy accept;
+		iifname "{lan}" ip saddr @restricted ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 redirect to :{NAMES_PORT}
+	}}
+
 	chain input {{
 		type filter hook input priority filter; policy drop;
 		iifname "lo" accept
+		iifname "{lan}" jump of_guests
 		ct state established,related accept
 		ct state invalid drop
 		iifname "{lan}" ip daddr {gateway} udp dport {{ 53, 67 }} accept
 		iifname "{lan}" ip daddr 255.255.255.255 udp dport 67 accept
-		iifname "{lan}" ip daddr {gateway} tcp dport 53 accept
+		iifname "{lan}" ip daddr {gateway} ct status dnat udp dport {NAMES_PORT} accept
+		iifname "{lan}" ip daddr {gateway} tcp dport 53 jump dns_by_tcp
+		iifname "{lan}" ip daddr {gateway} ct status dnat tcp dport {NAMES_PORT} jump dns_by_tcp
 		# The proxy leads to other guests: it is for apps, and sandboxes have other addresses.
-		iifname "{lan}" ip saddr {apps} ip daddr {gateway} tcp dport {{ 80, 443 }} accept
-		iifname "{lan}" ip daddr {gateway} icmp type echo-request accept
+		iifname "{lan}" ip saddr {apps} ip daddr {gateway} tcp dport {{ 80, 443 }} jump limited
+		iifname "{lan}" ip daddr {gateway} icmp type echo-request limit rate 1000/second accept
 		# Cockpit (9090) and the relay ({RELAY_PORT}) are for the outside, never for guests.
 		iifname "{wan}" tcp dport {{ 80, 443, 9090, {RELAY_PORT} }} accept
 		iifname "{wan}" udp sport 67 udp dport 68 accept
 		iifname "{wan}" icmp type echo-request accept
 	}}
 
+	# Before connections that stand: a flood may come in one of them, and a new policy holds for all.
+	chain of_guests {{
+		udp dport {{ 53, {NAMES_PORT} }} update @questions {{ ip saddr limit rate over {DNS_RATE}/second burst {DNS_BURST} packets }} counter drop
+		ip saddr @restricted meta l4proto {{ tcp, udp }} th dport 53 counter drop
+	}}
+
+	chain dns_by_tcp {{
+		ct state new add @dns_connections {{ ip saddr ct count over {DNS_CONNECTIONS} }} counter drop
+		jump limited
+	}}
+
+	# What one guest may begin and hold at a time.
+	chain limited {{
+		ct state new update @beginnings {{ ip saddr limit rate over {CONNECTION_RATE}/second burst {CONNECTION_BURST} packets }} counter drop
+		ct state new add @connections {{ ip saddr ct count over {CONNECTIONS} }} counter drop
+		accept
+	}}
+
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
 		meta nfproto ipv6 drop
+		iifname "{lan}" oifname "{wan}" jump egress
 		ct state established,related accept
 		ct state invalid drop
-		# Guest to guest: never an agent; published ports come with issue 4, until then nothing.
+		# Guest to guest: never an agent; apps reach what apps publish.
 		iifname "{lan}" oifname "{lan}" tcp dport {first_agent}-{last_agent} drop
+		iifname "{lan}" oifname "{lan}" ip saddr {apps} ip daddr . tcp dport @published jump limited
 		iifname "{lan}" oifname "{lan}" drop
 		iifname "{lan}" oifname "{wan}" ip daddr @special_purpose drop
-		iifname "{lan}" oifname "{wan}" ip saddr {subnet} accept
+		iifname "{lan}" oifname "{wan}" ip saddr {subnet} jump limited
 	}}
-
+{egress}
 	chain postrouting {{
 		type nat hook postrouting priority srcnat; policy accept;
 		ip saddr {subnet} oifname "{wan}" masquerade
@@ -127,9 +140,113 @@ fn chains(wan: &str, lan: &str, subnet: &str, gateway: Ipv4Addr, apps: &str) -> 
     )
 }
 
+/// DNS questions of one guest by UDP, a second and at once.
+const DNS_RATE: u32 = 100;
+const DNS_BURST: u32 = 300;
+/// DNS connections of one guest by TCP at a time.
+const DNS_CONNECTIONS: u32 = 4;
+/// Connections that one guest may begin, a second and at once, and those that it may hold.
+const CONNECTION_RATE: u32 = 200;
+const CONNECTION_BURST: u32 = 1000;
+const CONNECTIONS: u32 = 4096;
+
+/// The sets that rules ask. What has a size is filled by packets and full at some time; guests are at most as many as
+/// a zone has addresses.
+fn sets(special: &str) -> String {
+    format!(
+        r#"
+	set contents {{
+		type mark
+	}}
+	set special_purpose {{
+		type ipv4_addr
+		flags interval
+		elements = {{ {special} }}
+	}}
+	set published {{
+		type ipv4_addr . inet_service
+	}}
+	set restricted {{
+		type ipv4_addr
+	}}
+	map policies {{
+		type ipv4_addr : mark
+	}}
+	set judged {{
+		type ipv4_addr . mark
+	}}
+	set networks {{
+		type ipv4_addr . ipv4_addr
+		flags interval
+	}}
+	set answers {{
+		type ipv4_addr . ipv4_addr
+		size 8192
+		flags timeout
+	}}
+	set refused {{
+		type ipv4_addr . ipv4_addr . inet_proto . inet_service
+		size 2048
+		flags dynamic,timeout
+		timeout 1h
+	}}
+	set refused_other {{
+		type ipv4_addr . ipv4_addr . inet_proto
+		size 1024
+		flags dynamic,timeout
+		timeout 1h
+	}}
+	set questions {{
+		type ipv4_addr
+		size 1024
+		flags dynamic,timeout
+		timeout 1m
+	}}
+	set beginnings {{
+		type ipv4_addr
+		size 1024
+		flags dynamic,timeout
+		timeout 1m
+	}}
+	set connections {{
+		type ipv4_addr
+		size 1024
+		flags dynamic
+	}}
+	set dns_connections {{
+		type ipv4_addr
+		size 1024
+		flags dynamic
+	}}
+"#
+    )
+}
+
+/// A policy is asked for every packet, so that a new one holds for connections that stand: those that the present
+/// one has allowed carry its mark.
+fn egress_chains() -> &'static str {
+    r#"
+	chain egress {
+		ip saddr != @restricted return
+		ip daddr @special_purpose goto refuse
+		ip saddr . ct mark @judged return
+		ip saddr . ip daddr @networks ct mark set ip saddr map @policies return
+		ip saddr . ip daddr @answers ct mark set ip saddr map @policies return
+		goto refuse
+	}
+
+	chain refuse {
+		meta l4proto { tcp, udp } update @refused { ip saddr . ip daddr . meta l4proto . th dport counter }
+		meta l4proto != { tcp, udp } update @refused_other { ip saddr . ip daddr . meta l4proto counter }
+		limit rate 1000/second reject with icmp type admin-prohibited
+		drop
+	}
+"#
+}
+
 /// A digest to tell one ruleset from another; it guards against drift, not against an attacker,
 /// who as root of the appliance could write what he likes.
-fn fnv1a(bytes: &[u8]) -> u64 {
+pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
@@ -148,14 +265,29 @@ pub async fn loaded(system: &impl System) -> Result<Option<String>, CommandError
     }
 }
 
-/// Makes the ruleset hold in the kernel; says whether it had to be loaded.
-pub async fn load(system: &impl System, ruleset: &Ruleset) -> Result<bool, CommandError> {
-    let now = loaded(system).await?;
-    if now.is_some_and(|table| table.contains(&ruleset.digest)) {
-        return Ok(false);
-    }
-    let load = Command::new(&["nft", "-f", "-"], Duration::from_secs(10)).stdin(&ruleset.text);
-    system.run(load).await.map(|_| true)
+/// Makes rules and contents hold in the kernel; says what had to be done. `open` are the answers that still hold.
+pub async fn load(
+    system: &impl System,
+    ruleset: &Ruleset,
+    contents: &Contents,
+    open: &[(Ipv4Addr, Ipv4Addr, Duration)],
+) -> Result<Option<&'static str>, CommandError> {
+    let now = loaded(system).await?.unwrap_or_default();
+    let statements = contents.statements(open);
+    let (text, done) = if !now.contains(&ruleset.digest) {
+        (ruleset.text.clone() + &statements, "loaded")
+    } else if !now.contains(&contents.digest()) {
+        (statements, "updated")
+    } else {
+        return Ok(None);
+    };
+    run(system, &text).await.map(|()| Some(done))
+}
+
+/// Carries out statements in one transaction.
+pub async fn run(system: &impl System, statements: &str) -> Result<(), CommandError> {
+    let load = Command::new(&["nft", "-f", "-"], Duration::from_secs(10)).stdin(statements);
+    system.run(load).await.map(drop)
 }
 
 #[cfg(test)]
@@ -200,20 +332,20 @@ mod tests {
             prop_assert_eq!(text.matches('{').count(), text.matches('}').count());
             let chains = parse(&text);
             let names: Vec<_> = chains.iter().map(|(n, _)| n.as_str()).collect();
-            prop_assert_eq!(names, ["anti_spoof", "input", "forward", "postrouting"]);
+            prop_assert_eq!(names, ["anti_spoof", "dns", "input", "of_guests", "dns_by_tcp", "limited", "forward", "egress", "refuse", "postrouting"]);
             let rules = |i: usize| chains[i].1.join("\n");
-            prop_assert!(rules(1).contains("policy drop"));
             prop_assert!(rules(2).contains("policy drop"));
-            let last = chains[2].1.last().unwrap();
+            prop_assert!(rules(6).contains("policy drop"));
+            let last = chains[6].1.last().unwrap();
             let words: Vec<_> = last.split(' ').collect();
             prop_assert_eq!(words[1].trim_matches('"'), network.lan.as_str());
             prop_assert_eq!(words[3].trim_matches('"'), network.wan.as_str());
             prop_assert_eq!(words[6].parse::<ipnet::Ipv4Net>().unwrap(), network.subnet);
-            prop_assert_eq!(words[7], "accept");
+            prop_assert_eq!(&words[7..], ["jump", "limited"]);
             // Every line of every chain begins like a rule: nothing a value brought with it.
             for rule in chains.iter().flat_map(|(_, rules)| rules) {
                 let first = rule.split(' ').next().unwrap();
-                prop_assert!(["type", "iifname", "ct", "meta", "ip", "#"].contains(&first), "{}", rule);
+                prop_assert!(["type", "iifname", "ct", "meta", "ip", "udp", "jump", "accept", "drop", "goto", "limit", "#"].contains(&first), "{}", rule);
             }
         }
     }

@@ -18,11 +18,12 @@ const UNITS: [&str; 3] = ["dnsmasq.service", "caddy.service", "cockpit.socket"];
 impl<S: System> Gateway<S> {
     /// The report of `GET /gateway`.
     pub async fn report(&self) -> GatewayReport {
-        let (mut services, nftables, addresses, routes) = tokio::join!(
+        let (mut services, nftables, addresses, routes, refused) = tokio::join!(
             services(&self.system),
             nftables_state(&self.system),
             addresses(&self.system),
             self.routes.report(),
+            self.refused(),
         );
         services.push(row("nftables", nftables));
         services.push(row("relay", "active"));
@@ -43,6 +44,7 @@ impl<S: System> Gateway<S> {
                 .collect(),
             names: told(hosts::records(&self.paths)),
             routes,
+            refused,
         }
     }
 }

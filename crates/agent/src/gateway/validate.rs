@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr};
 
+use api::egress::MAX_DESTINATIONS;
 use api::{Domain, HostName};
 use wire::gateway::{GatewayState, ReservedHost, ZoneNetwork};
 
@@ -29,6 +30,8 @@ pub fn validate(state: &GatewayState, longest_route_host: usize) -> Result<(), I
     network(&state.network, &mut faults);
     hosts(state, &mut faults);
     routes(state, longest_route_host, &mut faults);
+    published(state, &mut faults);
+    egress(state, &mut faults);
     if faults.is_empty() {
         Ok(())
     } else {
@@ -179,6 +182,42 @@ fn routes(state: &GatewayState, longest_host: usize, faults: &mut Vec<String>) {
     }
 }
 
+fn published(state: &GatewayState, faults: &mut Vec<String>) {
+    let instances: BTreeSet<_> = state.hosts.iter().map(|h| &h.instance).collect();
+    for published in &state.published {
+        let (instance, port) = (&published.instance, published.port);
+        if !instances.contains(instance) {
+            faults.push(format!(
+                "port {port}: instance {instance} is not among the hosts"
+            ));
+        }
+        if port == 0 || AGENT_PORTS.contains(&port) {
+            faults.push(format!("port {port} of {instance} cannot be published"));
+        }
+    }
+}
+
+fn egress(state: &GatewayState, faults: &mut Vec<String>) {
+    let mut seen = BTreeSet::new();
+    for rule in &state.egress {
+        let source = rule.source;
+        if let Some(fault) = not_a_place_for_a_host(&state.network, source) {
+            faults.push(format!("the egress rule of {source}: {fault}"));
+        }
+        if source == state.network.gateway {
+            faults.push(format!("the gateway {source} has no egress rule"));
+        }
+        if !seen.insert(source) {
+            faults.push(format!("there are two egress rules for {source}"));
+        }
+        if rule.destinations.len() > MAX_DESTINATIONS {
+            faults.push(format!(
+                "the egress rule of {source} has more than {MAX_DESTINATIONS} destinations"
+            ));
+        }
+    }
+}
+
 /// Is `host` one label in front of `domain`? More labels match no site of the reverse proxy.
 fn is_name_in(host: &HostName, domain: &Domain) -> bool {
     host.as_str()
@@ -191,6 +230,7 @@ fn is_name_in(host: &HostName, domain: &Domain) -> bool {
 mod tests {
     use super::*;
     use crate::gateway::fake::{host, route, state};
+    use wire::gateway::{EgressRule, PublishedPort};
 
     fn check(change: impl FnOnce(&mut GatewayState), expect: &str) {
         let mut s = state();
@@ -258,6 +298,34 @@ mod tests {
             |s| s.hosts[0].mac = "ff:ff:ff:ff:ff:ff".parse().unwrap(),
             "not one machine's",
         );
+    }
+
+    #[test]
+    fn policies_that_cannot_be() {
+        let rule = |last: u8, count: usize| EgressRule {
+            source: [10, 20, 0, last].into(),
+            destinations: vec!["8.8.8.8".parse().unwrap(); count],
+        };
+        let port = |instance: u64, port| PublishedPort {
+            instance: api::InstanceId::from_bytes(instance.to_be_bytes()),
+            port,
+        };
+        check(|s| s.egress = vec![rule(1, 0)], "the gateway");
+        check(|s| s.egress = vec![rule(255, 0)], "broadcast");
+        check(
+            |s| s.egress = vec![rule(5, 0), rule(5, 1)],
+            "two egress rules",
+        );
+        check(|s| s.egress = vec![rule(5, 65)], "more than 64");
+        check(|s| s.published = vec![port(9, 80)], "not among the hosts");
+        check(
+            |s| s.published = vec![port(1, 39383)],
+            "cannot be published",
+        );
+        let mut s = state();
+        s.egress = vec![rule(5, 0), rule(6, 64)];
+        s.published = vec![port(1, 80)];
+        assert_eq!(validate(&s, 80), Ok(()));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! routes and names do not depend on who may call from outside.
 
 pub mod door;
+pub mod names;
 pub mod notify;
 pub mod passage;
 pub mod route;
@@ -68,13 +69,15 @@ pub struct Outside {
     pub bundle: PathBuf,
     /// The TCP port.
     pub listen: SocketAddr,
+    /// Where guests with an egress policy ask for names.
+    pub names: SocketAddr,
 }
 
 /// Runs the relay until it is told to stop.
 pub async fn run<S: System>(paths: Paths, system: S, outside: Outside) -> Result<(), RelayError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RelayError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RelayError::Signal)?;
-    let mut relay = Relay::start(paths, system).await?;
+    let mut relay = Relay::start(paths, system, Some(outside.names)).await?;
     open(&mut relay, &outside);
     notify::send("READY=1");
     tracing::info!(version = crate::VERSION, "the relay is ready");
@@ -118,8 +121,12 @@ pub struct Relay {
 impl Relay {
     /// Prepares the appliance, applies the last saved state and begins to listen on the unix socket.
     /// A state that cannot be restored is no reason not to run: the controller can then say what
-    /// should hold.
-    pub async fn start<S: System>(paths: Paths, system: S) -> Result<Self, RelayError> {
+    /// should hold. Without a port for names, guests with an egress policy have no DNS.
+    pub async fn start<S: System>(
+        paths: Paths,
+        system: S,
+        names: Option<SocketAddr>,
+    ) -> Result<Self, RelayError> {
         durable::directory(paths.run(), 0o755)?;
         let group = identity::caddy(&paths).map(|user| user.gid);
         if group.is_none() {
@@ -131,6 +138,11 @@ impl Relay {
         let gateway = Arc::new(Gateway::new(paths, system, routes));
         gateway.prepare()?;
         restore(&gateway).await;
+        if let Some(address) = names
+            && let Err(error) = names::open(gateway.clone(), address).await
+        {
+            tracing::error!(%error, %address, "guests with an egress policy get no answers from DNS");
+        }
         let (applies, queue) = mpsc::channel(WAITING_APPLIES);
         tokio::spawn(own(gateway.clone(), queue));
         let accepted = gateway.accepted();

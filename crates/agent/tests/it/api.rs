@@ -69,7 +69,9 @@ pub fn appliance() -> (tempfile::TempDir, Paths) {
 async fn lab() -> Lab {
     let (root, paths) = appliance();
     let system = Bare::default();
-    let relay = Relay::start(paths.clone(), system.clone()).await.unwrap();
+    let relay = Relay::start(paths.clone(), system.clone(), None)
+        .await
+        .unwrap();
     tokio::spawn(relay.serve());
     Lab {
         paths,

@@ -62,7 +62,7 @@ async fn lab() -> Lab {
 async fn lab_without_zone() -> Lab {
     let authority = Authority::new();
     let (root, paths) = appliance();
-    let mut relay = Relay::start(paths, Bare::default()).await.unwrap();
+    let mut relay = Relay::start(paths, Bare::default(), None).await.unwrap();
     let trust = Trust::new(&authority.bundle(APPLIANCE, 3600)).unwrap();
     let listen = ([127, 0, 0, 1], 0).into();
     let address = relay.open(Arc::new(trust), listen).unwrap();

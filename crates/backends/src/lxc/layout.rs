@@ -178,6 +178,18 @@ impl GuestDir {
 /// The mark's file name.
 pub(crate) const MARK: &str = "guest.json";
 
+/// What all complete guests were made of. Directories that are not ours are passed over.
+pub(crate) fn complete_guests(guests: &Path) -> Result<Vec<GuestSpec>, PortError> {
+    let failed = |e: io::Error| PortError::new(format!("list {}", guests.display()), e);
+    let entries = match fs::read_dir(guests) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let ids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<InstanceId>().ok());
+    let marks = ids.filter_map(|id| GuestDir::new(guests, &id).mark().ok().flatten());
+    Ok(marks.filter(|m| m.complete).map(|m| m.spec).collect())
+}
+
 /// Removes what a crash left of guests that were being made or removed.
 pub(crate) fn sweep(guests: &Path) -> Result<(), PortError> {
     let failed = |e: io::Error| PortError::new(format!("sweep {}", guests.display()), e);

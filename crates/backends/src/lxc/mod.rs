@@ -26,12 +26,13 @@ use link::Authority;
 use wire::identity::Bundle;
 
 use crate::image::ImageStore;
+use crate::node_network::guest_ports;
 use crate::program::{Printed, Program, found};
 use layout::{GuestDir, Mark};
 use machine::Machine;
 
-pub(crate) use config::{AGENT_DIR_IN_GUEST, ID_BASE, ID_COUNT};
-pub(crate) use layout::write_durably;
+pub(crate) use config::{AGENT_DIR_IN_GUEST, ID_BASE, ID_COUNT, host_interface};
+pub(crate) use layout::{complete_guests, write_durably};
 
 /// How long LXC may take to start a guest; it takes a tenth of a second.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -290,7 +291,8 @@ impl Backend for LxcBackend {
             &lxcfs::files(),
         )?;
         layout::write(&dir.config(), text.as_bytes())?;
-        layer::ready(&dir).await?;
+        // Before it starts: a guest that is not listed on its port speaks with nobody.
+        tokio::try_join!(layer::ready(&dir), guest_ports::admit(&self.guests, &spec))?;
         let started = if self.machine.systemd {
             self.start_in_scope(id).await
         } else {
@@ -365,10 +367,11 @@ impl Backend for LxcBackend {
             // knows what the rest is.
             dir.write_mark(&Mark {
                 complete: false,
-                ..mark
+                ..mark.clone()
             })?;
         }
-        disk::unmount(&dir).await?;
+        let (unmounted, ()) = tokio::join!(disk::unmount(&dir), guest_ports::dismiss(&mark.spec));
+        unmounted?;
         identity::remove(&dir);
         layer::clear(&dir).await?;
         let gone = dir.set_aside()?;

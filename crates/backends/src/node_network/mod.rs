@@ -8,6 +8,7 @@
 //! after it. What does not carry it is never touched. The one setting of the node itself,
 //! `net.ipv4.ip_forward`, is remembered before it is changed and put back when the last zone goes.
 
+pub(crate) mod guest_ports;
 pub mod interfaces;
 mod links;
 mod ruleset;
@@ -29,6 +30,7 @@ use settings::Settings;
 #[derive(Debug, Clone)]
 pub struct LocalNetwork {
     state: PathBuf,
+    guests: PathBuf,
 }
 
 /// A bridge that a zone wants.
@@ -38,10 +40,11 @@ struct Wanted<'a> {
 }
 
 impl LocalNetwork {
-    /// What must be put back later is remembered in `data_dir`.
+    /// What must be put back later is remembered in `data_dir`; its guests may use their ports.
     pub fn new(data_dir: &Path) -> Self {
         Self {
             state: data_dir.join("node-network.json"),
+            guests: data_dir.join("guests"),
         }
     }
 
@@ -149,6 +152,8 @@ impl NodeNetwork for LocalNetwork {
                 ruleset::table(spec)
             ));
         }
+        let interfaces: Vec<&str> = links.iter().map(|l| l.name.as_str()).collect();
+        drift.extend(guest_ports::drift(&self.guests, &interfaces).await?);
         Ok(NetworkObserved {
             drift,
             conflicts: conflicts(spec, &links),
@@ -164,6 +169,7 @@ impl NodeNetwork for LocalNetwork {
         }
         // Rules before bridges: no packet of a guest meets a node without them.
         load(&ruleset::render(spec)?, "load the node's rules").await?;
+        guest_ports::ensure(&self.guests).await?;
         for want in wanted(spec) {
             match links.iter().find(|l| l.name == want.name) {
                 None => handle.add_bridge(want.name, &mark(spec)).await?,
@@ -197,6 +203,7 @@ impl NodeNetwork for LocalNetwork {
                 .await
                 .err(),
         );
+        errors.extend(guest_ports::remove(&self.guests).await.err());
         errors.extend(self.settings().restore(spec).err());
         match errors.split_first() {
             None => Ok(()),
@@ -224,16 +231,11 @@ async fn load(ruleset: &str, what: &str) -> Result<(), PortError> {
 }
 
 async fn ruleset_stands(spec: &NodeNetworkSpec) -> Result<bool, PortError> {
-    for family in ["inet", "bridge"] {
-        let listed = Program::new("read the node's rules", "nft")
-            .args(["list", "table", family, &ruleset::table(spec)])
-            .output()
-            .await?;
-        // The version of the rules stands in a comment of the table, so that older rules are replaced.
-        let text = String::from_utf8_lossy(&listed.stdout);
-        if !listed.status.success() || !text.contains(&ruleset::version(spec)) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    let listed = Program::new("read the node's rules", "nft")
+        .args(["list", "table", "inet", &ruleset::table(spec)])
+        .output()
+        .await?;
+    // The version of the rules stands in a comment of the table, so that older rules are replaced.
+    let text = String::from_utf8_lossy(&listed.stdout);
+    Ok(listed.status.success() && text.contains(&ruleset::version(spec)))
 }

@@ -1,14 +1,14 @@
-//! The one writer of the node's nftables rules: two tables a zone, replaced in one transaction.
+//! The one writer of a zone's nftables table on the node, replaced in one transaction.
 //!
 //! Guests reach nothing of the node: not over the zone's bridge, and not through the appliance over
-//! the managed WAN. The appliance itself reaches the outside by NAT. On the bridge itself guests reach
-//! the appliance and nobody else; the rule names ports by pattern, so it holds before a guest starts.
+//! the managed WAN. The appliance itself reaches the outside by NAT. What passes on the bridge itself is
+//! [`super::guest_ports`]' business.
 
 use engine::ports::{NodeNetworkSpec, PortError};
 use engine::zone::Wan;
 
 /// Changes when the rules change, so that older ones are replaced.
-const VERSION: &str = "5";
+const VERSION: &str = "6";
 
 /// The zone's table. Zone names are DNS labels; nft identifiers have no hyphens.
 pub(super) fn table(spec: &NodeNetworkSpec) -> String {
@@ -57,17 +57,10 @@ pub(super) fn render(spec: &NodeNetworkSpec) -> Result<String, PortError> {
         ));
     }
     rules.end();
-    let mut ports = Rules::default();
-    ports.chain("forward", "filter", "forward", "filter");
-    ports.rule(&format!(
-        "iifname \"{GUEST_PORTS}\" oifname \"{GUEST_PORTS}\" counter drop comment \"{}\"",
-        version(spec)
-    ));
-    ports.end();
     let text = format!(
-        "{}{}",
-        replaced("inet", &table, &rules),
-        replaced("bridge", &table, &ports)
+        "{}table inet {table} {{\n{}}}\n",
+        removed(&table),
+        rules.text
     );
     if text
         .chars()
@@ -81,27 +74,13 @@ pub(super) fn render(spec: &NodeNetworkSpec) -> Result<String, PortError> {
     Ok(text)
 }
 
-/// The bridge ports of guests' first interfaces. Appliances have the zone on their second one, so frames
-/// between two of these ports are frames between two guests, which must cross the appliance instead.
-const GUEST_PORTS: &str = "px0*";
-
-/// A table that takes the place of one of that name, whether there is one or not.
-fn replaced(family: &str, table: &str, rules: &Rules) -> String {
-    format!(
-        "{}table {family} {table} {{\n{}}}\n",
-        removed(family, table),
-        rules.text
-    )
+fn removed(table: &str) -> String {
+    format!("table inet {table} {{}}\ndelete table inet {table}\n")
 }
 
-fn removed(family: &str, table: &str) -> String {
-    format!("table {family} {table} {{}}\ndelete table {family} {table}\n")
-}
-
-/// Removes the tables, whether they are there or not.
+/// Removes the table, whether it is there or not.
 pub(super) fn render_removal(spec: &NodeNetworkSpec) -> String {
-    let table = table(spec);
-    format!("{}{}", removed("inet", &table), removed("bridge", &table))
+    removed(&table(spec))
 }
 
 #[derive(Default)]

@@ -201,6 +201,7 @@ pub fn app(name: &str) -> Value {
         "vmid": null, "ip": "10.20.0.100", "mac": "52:78:00:01:00:64", "port": 80,
         "url": format!("https://{name}.prox.local"), "status": "running", "image": DIGEST,
         "limits": { "cpu_millis": 500, "memory_mb": 256, "pids": 512, "disk_gb": 8 },
+        "egress": "internet",
         "created_at": "2026-01-01T00:00:00Z",
     })
 }

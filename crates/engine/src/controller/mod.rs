@@ -9,6 +9,7 @@
 
 mod attention;
 mod drift;
+mod egress;
 mod gateway_sync;
 mod guest_commands;
 mod identities;

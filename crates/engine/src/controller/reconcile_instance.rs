@@ -154,6 +154,10 @@ impl Run<'_> {
                 Ok(format!("guest {id} cloned"))
             }
             A::Start => {
+                // A sandbox is in the gateway's state for its policy alone, which holds before it runs.
+                if self.record.is_sandbox() && self.record.egress.is_restricted() {
+                    self.sync_gateway().await?;
+                }
                 ports.backend.start(&id).await?;
                 self.record.restart = false;
                 self.save().await?;

@@ -191,6 +191,7 @@ impl Controller {
                 limits: check_limits(recipe.limits, &request.limits)?,
                 files,
             },
+            egress: request.egress.clone(),
             desired: InstanceDesired::Running,
             status: AppStatus::Deploying,
             published: false,

@@ -56,6 +56,7 @@ impl Controller {
                 limits: check_limits(image.limits, &request.limits)?,
                 files: vec![],
             },
+            egress: request.egress.clone(),
             desired: InstanceDesired::Running,
             status: AppStatus::Deploying,
             published: false,

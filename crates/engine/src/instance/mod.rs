@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use api::app::{App, AppStatus, Failure, Limits};
+use api::egress::Egress;
 use api::sandbox::Sandbox;
 use api::{
     HostName, ImageDigest, ImageName, InstanceId, InstanceName, MacAddr, RecipeId, ZoneName,
@@ -90,6 +91,8 @@ pub struct InstanceRecord {
     pub address: Ipv4Addr,
     /// What it should be.
     pub spec: InstanceSpec,
+    /// What it may reach outside its zone.
+    pub egress: Egress,
     /// What is wanted.
     pub desired: InstanceDesired,
     /// Where it is in its life.
@@ -135,6 +138,7 @@ impl InstanceRecord {
                 mac: self.mac(zone),
                 address: fixed.then(|| zone.with_prefix(self.address)).flatten(),
                 gateway: fixed.then(|| zone.gateway()),
+                lease: (!fixed).then_some(self.address),
             }],
             files: crate::zone::network_files(zone, &self.name)
                 .into_iter()
@@ -228,6 +232,7 @@ impl InstanceRecord {
             status: self.status,
             failure: self.failure.clone(),
             limits: self.spec.limits,
+            egress: self.egress.clone(),
             created_at: self.created_at.to_string(),
             expires_at: self.expires_at.map(|t| t.to_string()).unwrap_or_default(),
             expires_in_s: self
@@ -260,6 +265,7 @@ impl InstanceRecord {
             failure: self.failure.clone(),
             image: self.spec.image_digest.clone(),
             limits: self.spec.limits,
+            egress: self.egress.clone(),
             created_at: self.created_at.to_string(),
         })
     }

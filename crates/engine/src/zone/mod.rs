@@ -151,6 +151,7 @@ impl ZoneSpec {
             mac: self.mac_of(self.gateway()),
             address: self.with_prefix(self.gateway()),
             gateway: None,
+            lease: None,
         };
         let [_, _, c, d] = self.gateway().octets();
         let [tag_a, tag_b] = self.mac_tag().to_be_bytes();
@@ -168,6 +169,7 @@ impl ZoneSpec {
                     mac: wan_mac,
                     address,
                     gateway: node,
+                    lease: None,
                 }
             }
             Wan::Bridged { bridge } => Nic {
@@ -175,6 +177,7 @@ impl ZoneSpec {
                 mac: wan_mac,
                 address: None,
                 gateway: None,
+                lease: None,
             },
         };
         GuestSpec {

@@ -243,6 +243,7 @@ mod tests {
             leases: vec![],
             names: vec![],
             routes: vec![],
+            refused: vec![],
         }
     }
 

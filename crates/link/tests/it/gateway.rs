@@ -32,6 +32,8 @@ fn state() -> GatewayState {
         hosts: Vec::new(),
         routes: Vec::new(),
         leases: Vec::new(),
+        published: Vec::new(),
+        egress: Vec::new(),
     }
 }
 
@@ -44,6 +46,7 @@ fn report(agent_version: &str) -> GatewayReport {
         leases: Vec::new(),
         names: Vec::new(),
         routes: Vec::new(),
+        refused: Vec::new(),
     }
 }
 

@@ -10,6 +10,7 @@ mod cut;
 
 use api::OperationId;
 use api::app::AppStatus;
+use api::egress::Egress;
 use api::operation::{OperationEvent, OperationStatus, StepState};
 use engine::fake;
 use engine::instance::InstanceDesired;
@@ -184,6 +185,11 @@ async fn an_end_that_was_moved_does_not_come_and_one_that_has_begun_is_not_moved
     over.desired = InstanceDesired::Deleted;
     over.status = AppStatus::Deleting;
 
+    let listed: Egress = "*.example.com,8.8.8.8".parse().unwrap();
+    assert!(store.set_egress(&record.id, &listed).await.unwrap());
+    let kept = store.instance(&record.id).await.unwrap().unwrap();
+    assert_eq!(kept.egress, listed);
+
     let later = now() + SignedDuration::from_secs(60);
     assert!(store.set_expiry(&record.id, later).await.unwrap());
     let expire = op(3, "expire", record.id.as_str());
@@ -204,6 +210,7 @@ async fn an_end_that_was_moved_does_not_come_and_one_that_has_begun_is_not_moved
         (kept.desired, kept.status),
         (InstanceDesired::Deleted, AppStatus::Deleting)
     );
+    assert!(!store.set_egress(&record.id, &Egress::Off).await.unwrap());
     let much_later = later + SignedDuration::from_secs(60);
     assert!(!store.set_expiry(&record.id, much_later).await.unwrap());
     let again = op(4, "expire", record.id.as_str());

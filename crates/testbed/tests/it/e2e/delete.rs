@@ -3,6 +3,7 @@
 use super::controller::{Controller, GUESTS};
 use super::eventually;
 use super::facts::Facts;
+use super::forgery::port_of;
 use super::guest::{Answer, ask};
 
 #[test]
@@ -73,6 +74,11 @@ fn a_guest_that_somebody_removed_is_said_to_be_lost() {
         "{app}"
     );
     controller.ok(["app", "delete", "web", "--yes"]);
+    // What its port was allowed goes with the next look at the zone, which follows at once.
+    eventually("its port is closed", || {
+        let rules = controller.script("nft list table bridge proximity_guest_ports");
+        !rules.contains(&port_of(&app))
+    });
     before.assert_same(
         &Facts::of_zone(&controller).without("/operations"),
         "a lost app that was deleted",

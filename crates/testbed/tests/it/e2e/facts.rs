@@ -27,7 +27,8 @@ section() { sed "s|^|appliance $1: |"; }
 find /var/lib/proximity /run/proximity /etc/proximity -printf '%y %p\n' | section file
 cat /var/lib/proximity/dnsmasq.leases | section lease
 cat /etc/proximity/* /etc/nftables.conf 2>/dev/null | section text
-nft --stateless list ruleset | section nft
+# Who has asked or connected in the last minute stands in the sets of limits.
+nft --stateless list ruleset | grep -vE '^\s+(elements = \{ )?[0-9.]+ (limit rate|ct count) over' | section nft
 "#;
 
 /// Lists of the API.
