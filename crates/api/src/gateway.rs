@@ -126,10 +126,21 @@ pub struct RouteView {
     pub instance_id: InstanceId,
     /// Port on the instance.
     pub port: u16,
-    /// `healthy`, `unhealthy`, or `missing` when the appliance does not have it.
+    /// `healthy`, `unhealthy`, `closed` while its app does not run, or `missing` when the appliance
+    /// does not have it.
     pub health: String,
     /// Connections open now.
     pub connections: u32,
+    /// True for the route that every app has, which comes and goes with it.
+    pub builtin: bool,
+    /// Whether requests by http are sent to https.
+    pub redirect_https: bool,
+    /// `basic` or `token`; none lets everybody in.
+    pub auth: Option<String>,
+    /// The largest body of a request, in bytes.
+    pub max_body_bytes: Option<u64>,
+    /// How long the app may take until its answer begins, in milliseconds.
+    pub timeout_ms: Option<u64>,
 }
 
 /// `GET /appliance/status`.

@@ -4,6 +4,7 @@
 
 pub mod app;
 pub mod audit;
+pub mod entry;
 pub mod exec;
 pub mod file;
 pub mod gateway;

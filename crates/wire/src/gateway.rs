@@ -4,11 +4,17 @@
 //! The state is always complete, never a change, so that applying it twice is the same as once and
 //! a lost message loses nothing.
 
+pub mod edge;
+pub mod policy;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use api::{Domain, HostName, InstanceId, InstanceName, InterfaceName, MacAddr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
+
+use edge::Edge;
+use policy::RoutePolicy;
 
 /// Everything an appliance should do for its zone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +26,9 @@ pub struct GatewayState {
     pub hosts: Vec<ReservedHost>,
     /// Host names that the reverse proxy answers to, sorted by host.
     pub routes: Vec<Route>,
+    /// What people added beside them.
+    #[serde(default, skip_serializing_if = "Edge::is_empty")]
+    pub edge: Edge,
 }
 
 /// The zone's network as its appliance sees it.
@@ -70,6 +79,9 @@ pub struct Route {
     pub instance: InstanceId,
     /// TCP port on the instance.
     pub port: u16,
+    /// What it asks of a request.
+    #[serde(default, skip_serializing_if = "RoutePolicy::is_plain")]
+    pub policy: RoutePolicy,
 }
 
 /// What an apply changed. All empty when the state held already.
@@ -137,7 +149,7 @@ pub struct Lease {
 }
 
 /// One name that the zone's DNS answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NameRecord {
     /// The full name.
     pub name: HostName,

@@ -110,7 +110,7 @@ impl<S: System> Gateway<S> {
             progress.note("withdrawing hosts", withdrawn);
         }
         self.set_kernel(&state.network, &mut progress);
-        self.load_firewall(&state.network, &mut progress).await;
+        self.load_firewall(&state, &mut progress).await;
         self.configure_dnsmasq(&state.network, &mut progress).await;
         if let Some(plan) = plan {
             let published = self.publish(&state.network, &plan).await;
@@ -168,8 +168,9 @@ impl<S: System> Gateway<S> {
     }
 
     /// The kernel first: what it refuses must not stand in the file that is loaded at boot.
-    async fn load_firewall(&self, network: &ZoneNetwork, progress: &mut Progress) {
-        let Some(ruleset) = progress.note("firewall", nftables::render(network)) else {
+    async fn load_firewall(&self, state: &GatewayState, progress: &mut Progress) {
+        let rendered = nftables::render(&state.network, &state.edge.ports);
+        let Some(ruleset) = progress.note("firewall", rendered) else {
             return;
         };
         let loaded = nftables::load(&self.system, &ruleset).await;

@@ -1,12 +1,14 @@
 //! Caddy's configuration: the one writer of it.
 //!
 //! It holds the zone's domain and nothing of any route: a request for `NAME.DOMAIN` goes to the
-//! unix socket of that name, which the relay owns. So routes come and go without a reload, and
+//! unix socket of that name, which the relay owns; gRPC, which Caddy cannot send to unix sockets, goes
+//! to the relay's port on loopback. So routes and what they ask for come and go without a reload, and
 //! nobody else's connection notices. Never contains a value that a guest or a client chose.
 
 use std::path::Path;
 use std::time::Duration;
 
+use wire::agent::GRPC_PORT;
 use wire::gateway::ZoneNetwork;
 
 use super::identity::CaddyUser;
@@ -28,7 +30,7 @@ pub fn render(network: &ZoneNetwork, paths: &Paths) -> Result<String, UnsafeWord
 	auto_https disable_redirects
 	skip_install_trust
 	servers {{
-		protocols h1 h2
+		protocols h1 h2 h2c
 		timeouts {{
 			read_header 15s
 			idle 5m
@@ -53,8 +55,23 @@ pub fn render(network: &ZoneNetwork, paths: &Paths) -> Result<String, UnsafeWord
 		root {routes}
 		try_files /{{args.0}}
 	}}
+	@grpc {{
+		file {{
+			root {routes}
+			try_files /{{args.0}}
+		}}
+		header Content-Type application/grpc*
+		not header Content-Type application/grpc-web*
+	}}
+	handle @grpc {{
+		reverse_proxy h2c://127.0.0.1:{GRPC_PORT} {{
+			header_up Host {{args.0}}
+			flush_interval -1
+		}}
+	}}
 	handle @known {{
 		reverse_proxy unix/{routes}/{{args.0}} {{
+			flush_interval -1
 			transport http {{
 				dial_timeout 5s
 			}}
@@ -84,10 +101,9 @@ http://*.localhost {{
 	import route {{http.request.host.labels.1}}.{domain}
 }}
 
+# Names of other domains, as far as there are routes for them.
 http:// {{
-	import access_log
-	header Content-Type "text/plain; charset=utf-8"
-	respond "No app answers to this name (404). See: proximity route list" 404
+	import route {{http.request.host}}
 }}
 
 import {operator_sites}/*.caddy

@@ -7,6 +7,8 @@ use std::sync::Mutex;
 use api::{HostName, InstanceId, MacAddr};
 use ipnet::Ipv4Net;
 use proptest::prelude::*;
+use wire::gateway::edge::Edge;
+use wire::gateway::policy::RoutePolicy;
 use wire::gateway::{GatewayState, ReservedHost, Route, ZoneNetwork};
 
 use super::dhcp_release::HeldLease;
@@ -30,6 +32,7 @@ pub fn route(host: &str, instance: u64, port: u16) -> Route {
         host: host.parse().unwrap(),
         instance: InstanceId::from_bytes(instance.to_be_bytes()),
         port,
+        policy: RoutePolicy::default(),
     }
 }
 
@@ -49,6 +52,7 @@ pub fn state() -> GatewayState {
         },
         hosts: vec![host(1, "web", 100), host(2, "worker", 101)],
         routes: vec![route("web.prox.local", 1, 80)],
+        edge: Edge::default(),
     }
 }
 
@@ -91,6 +95,7 @@ pub fn any_state() -> impl Strategy<Value = GatewayState> {
             host: HostName::in_domain(&h.name, &state.network.domain),
             instance: h.instance.clone(),
             port: 80,
+            policy: RoutePolicy::default(),
         });
         state.routes = routes.collect();
         state

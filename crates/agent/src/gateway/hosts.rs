@@ -1,6 +1,6 @@
 //! Reservations and names of instances: the one writer of dnsmasq's host files, and their plan.
 //!
-//! An instance has two files named by its id, one in dnsmasq's `dhcp-hostsdir` and one in its
+//! Names and reservations that people added have files of their own. An instance has two files named by its id, one in dnsmasq's `dhcp-hostsdir` and one in its
 //! `hostsdir`. What dnsmasq 2.90 does with them, found out by trying:
 //! * a file added to either is read at once (inotify), and events are handled in order;
 //! * a names file replaced or removed is followed at once, too;
@@ -66,6 +66,23 @@ pub fn wanted(state: &GatewayState) -> Result<HostFiles, UnsafeWord> {
         let names = format!("{address} {name}.{domain} {name}\n");
         files.reservations.insert(file.clone(), reservation);
         files.names.insert(file, names);
+    }
+    // Ids of instances begin with `i-`, so no other file has one of these names.
+    for record in &state.edge.names {
+        let (name, address) = (word(&record.name)?, word(record.address)?);
+        let short = name.strip_suffix(&format!(".{domain}"));
+        let names = match short.filter(|short| !short.contains('.')) {
+            Some(short) => format!("{address} {name} {short}\n"),
+            None => format!("{address} {name}\n"),
+        };
+        files.names.insert(format!("name-{name}"), names);
+    }
+    for kept in &state.edge.reservations {
+        let (mac, address) = (word(kept.mac)?, word(kept.address)?);
+        let file = format!("mac-{}", mac.replace(':', "-"));
+        files
+            .reservations
+            .insert(file, format!("{mac},{address},{lease_s}\n"));
     }
     Ok(files)
 }

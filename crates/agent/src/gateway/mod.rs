@@ -18,6 +18,7 @@ pub mod leases;
 pub mod nftables;
 pub mod paths;
 pub mod publish;
+mod published;
 pub mod report;
 pub mod service;
 pub mod state;

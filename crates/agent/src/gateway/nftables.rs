@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use wire::agent::RELAY_PORT;
 use wire::gateway::ZoneNetwork;
+use wire::gateway::edge::PublishedPort;
 
+use super::published;
 use super::system::{Command, CommandError, System};
 use super::validate::AGENT_PORTS;
 use super::word::{UnsafeWord, word};
@@ -47,14 +49,16 @@ pub struct Ruleset {
 }
 
 /// The firewall of a zone's appliance.
-pub fn render(network: &ZoneNetwork) -> Result<Ruleset, UnsafeWord> {
-    let chains = chains(
-        &word(&network.wan)?,
-        &word(&network.lan)?,
-        &word(network.subnet)?,
-        network.gateway,
-        &format!("{}-{}", network.dhcp_first, network.dhcp_last),
-    );
+pub fn render(network: &ZoneNetwork, ports: &[PublishedPort]) -> Result<Ruleset, UnsafeWord> {
+    let maps = published::maps(ports);
+    let chains = maps
+        + &chains(
+            &word(&network.wan)?,
+            &word(&network.lan)?,
+            &word(network.subnet)?,
+            network.gateway,
+            &format!("{}-{}", network.dhcp_first, network.dhcp_last),
+        );
     let digest = format!("digest {:016x}", fnv1a(chains.as_bytes()));
     let text = format!(
         "#!/usr/sbin/nft -f\n\
@@ -116,7 +120,15 @@ fn chains(wan: &str, lan: &str, subnet: &str, gateway: Ipv4Addr, apps: &str) -> 
 		iifname "{lan}" oifname "{lan}" tcp dport {first_agent}-{last_agent} drop
 		iifname "{lan}" oifname "{lan}" drop
 		iifname "{lan}" oifname "{wan}" ip daddr @special_purpose drop
+		# Published ports.
+		iifname "{wan}" oifname "{lan}" ct status dnat accept
 		iifname "{lan}" oifname "{wan}" ip saddr {subnet} accept
+	}}
+
+	chain prerouting {{
+		type nat hook prerouting priority dstnat; policy accept;
+		iifname "{wan}" ip daddr != {subnet} dnat ip to tcp dport map @published_tcp
+		iifname "{wan}" ip daddr != {subnet} dnat ip to udp dport map @published_udp
 	}}
 
 	chain postrouting {{
@@ -166,18 +178,18 @@ mod tests {
 
     #[test]
     fn the_ruleset_of_the_default_zone() {
-        insta::assert_snapshot!(render(&fake::state().network).unwrap().text);
+        insta::assert_snapshot!(render(&fake::state().network, &[]).unwrap().text);
     }
 
     #[test]
     fn the_digest_follows_the_rules() {
-        let one = render(&fake::state().network).unwrap();
+        let one = render(&fake::state().network, &[]).unwrap();
         let mut network = fake::state().network;
         network.gateway = [10, 20, 0, 2].into();
-        assert_ne!(one.digest, render(&network).unwrap().digest);
+        assert_ne!(one.digest, render(&network, &[]).unwrap().digest);
         network = fake::state().network;
         network.lease_s = 7200;
-        assert_eq!(one, render(&network).unwrap());
+        assert_eq!(one, render(&network, &[]).unwrap());
     }
 
     /// Chains and their rules as a reader of braces sees them.
@@ -196,11 +208,11 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(network in fake::any_network()) {
-            let text = render(&network).unwrap().text;
+            let text = render(&network, &[]).unwrap().text;
             prop_assert_eq!(text.matches('{').count(), text.matches('}').count());
             let chains = parse(&text);
             let names: Vec<_> = chains.iter().map(|(n, _)| n.as_str()).collect();
-            prop_assert_eq!(names, ["anti_spoof", "input", "forward", "postrouting"]);
+            prop_assert_eq!(names, ["anti_spoof", "input", "forward", "prerouting", "postrouting"]);
             let rules = |i: usize| chains[i].1.join("\n");
             prop_assert!(rules(1).contains("policy drop"));
             prop_assert!(rules(2).contains("policy drop"));

@@ -31,6 +31,7 @@ fn state() -> GatewayState {
         },
         hosts: Vec::new(),
         routes: Vec::new(),
+        edge: Default::default(),
     }
 }
 
