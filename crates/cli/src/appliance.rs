@@ -74,7 +74,8 @@ fn from_stdin() -> Result<String, Failure> {
     Ok(line.strip_suffix('\r').unwrap_or(line).to_owned())
 }
 
-async fn asked_twice() -> Result<String, Failure> {
+/// Asks for a new password until it was given twice.
+pub async fn asked_twice() -> Result<String, Failure> {
     let first = password::ask("New password: ").await?;
     check(&first)?;
     let second = password::ask("The same again: ").await?;

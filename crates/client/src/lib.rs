@@ -11,6 +11,7 @@
 mod calls;
 mod connection;
 mod endpoint;
+mod entries;
 mod error;
 mod events;
 mod exec;

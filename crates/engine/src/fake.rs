@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::app::{AppStatus, Limits};
+use api::entry::Protocol;
 use api::session::WindowSize;
 use api::{ImageDigest, InstanceId};
 use async_trait::async_trait;
@@ -114,6 +115,8 @@ pub struct FakeNode {
     pub networks: Mutex<BTreeSet<String>>,
     /// What is in the way.
     pub conflicts: Mutex<Vec<String>>,
+    /// Ports of the node that lead to appliances, by zone.
+    pub published: Mutex<BTreeMap<String, Vec<(Protocol, u16)>>>,
     /// The last applied gateway state by appliance.
     pub gateways: Mutex<BTreeMap<InstanceId, GatewayState>>,
     /// Images that are there.
@@ -287,6 +290,31 @@ impl NodeNetwork for FakeNode {
         self.called("network", &spec.zone).await?;
         locked(&self.networks).insert(spec.zone.to_string());
         Ok(())
+    }
+
+    async fn publish(
+        &self,
+        spec: &NodeNetworkSpec,
+        ports: &[(Protocol, u16)],
+    ) -> Result<(), PortError> {
+        let mut published = locked(&self.published);
+        if published
+            .get(spec.zone.as_str())
+            .map_or(&[][..], Vec::as_slice)
+            != ports
+        {
+            published.insert(spec.zone.to_string(), ports.to_vec());
+        }
+        Ok(())
+    }
+
+    async fn listens(
+        &self,
+        _spec: &NodeNetworkSpec,
+        _protocol: Protocol,
+        port: u16,
+    ) -> Result<bool, PortError> {
+        Ok(port == 22)
     }
 
     async fn remove(&self, spec: &NodeNetworkSpec) -> Result<(), PortError> {

@@ -19,9 +19,6 @@ pub(crate) fn routes() -> Router<State> {
         .route("/appliance/status", get(status))
         .route("/appliance/services", get(services))
         .route("/appliance/dhcp/leases", get(leases))
-        .route("/appliance/dns/records", get(records))
-        .route("/appliance/vhosts", get(vhosts))
-        .route("/appliance/vhosts/{host}", get(vhost))
         .route("/appliance/password", put(password))
 }
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! One noun, one file: [`system`], [`zones`], [`apps`], [`sandboxes`], [`instances`], [`sessions`], [`files`],
-//! [`forward`], [`appliance`], [`operations`], [`audit_records`].
+//! [`forward`], [`appliance`], [`entries`], [`operations`], [`audit_records`].
 
 mod answer;
 mod appliance;
@@ -15,6 +15,7 @@ mod apps;
 mod audit_records;
 mod audited;
 mod auth;
+mod entries;
 mod files;
 mod forward;
 mod hearing;
@@ -110,6 +111,7 @@ pub(crate) fn router(controller: Controller, audit: audit::Log, socket: &Path) -
         .merge(forward::routes())
         .merge(sandboxes::routes())
         .merge(appliance::routes())
+        .merge(entries::routes())
         .merge(operations::routes())
         .merge(audit_records::routes())
         .layer(middleware::from_fn_with_state(

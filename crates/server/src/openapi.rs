@@ -6,8 +6,8 @@ use utoipa::{Modify, OpenApi};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::{
-    State, appliance, apps, audit_records, files, forward, instances, operations, sandboxes,
-    sessions, system, zones,
+    State, appliance, apps, audit_records, entries, files, forward, instances, operations,
+    sandboxes, sessions, system, zones,
 };
 
 #[derive(OpenApi)]
@@ -22,6 +22,10 @@ use crate::{
         sandboxes::list, sandboxes::create, sandboxes::show, sandboxes::kill, sandboxes::extend,
         appliance::status, appliance::services, appliance::leases, appliance::records,
         appliance::vhosts, appliance::vhost, appliance::password,
+        entries::add_route, entries::put_route, entries::remove_route,
+        entries::ports, entries::publish, entries::unpublish,
+        entries::add_record, entries::remove_record,
+        entries::reservations, entries::reserve, entries::release,
         operations::list, operations::show, operations::events,
         audit_records::list,
     ),

@@ -7,6 +7,7 @@
 //! Owns the workers (one task per zone and per instance) and nothing durable: all that must survive
 //! is in the store before it is acted on, so killing the process at any point loses nothing.
 
+mod entries;
 mod gateway_sync;
 mod guest_commands;
 mod identities;
