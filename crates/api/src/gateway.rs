@@ -165,6 +165,29 @@ pub struct ApplianceStatus {
     pub services: BTreeMap<String, String>,
 }
 
+/// `GET /appliance/ca`: the zone's own certificate authority.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Authority {
+    /// The only domain that it can sign for.
+    pub domain: String,
+    /// Its certificate, PEM.
+    pub certificate: String,
+}
+
+/// An operator's own site of the reverse proxy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SiteView {
+    /// Its file's name in the appliance's `/etc/proximity/sites-enabled`.
+    pub name: String,
+    /// `served`, `refused`, `previous` when the file was refused and what stood in it before is served,
+    /// or `waiting` until it was looked at.
+    pub state: String,
+    /// Why the file was refused.
+    pub refused: Option<String>,
+}
+
 /// `PUT /appliance/password`: opens the login of the management page.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -4,12 +4,27 @@ use api::entry::{
     PortRequest, PortView, Protocol, RecordRequest, ReservationRequest, ReservationView,
     RouteRequest, RouteSettings,
 };
-use api::gateway::RouteView;
+use api::gateway::{Authority, RouteView, SiteView};
 use api::{HostName, MacAddr, ZoneName};
 use reqwest::Method;
 
 use crate::connection::{Call, Client};
 use crate::error::Error;
+
+/// Certificates and sites.
+impl Client {
+    /// `GET /appliance/ca`.
+    pub async fn authority(&self, zone: Option<&ZoneName>) -> Result<Authority, Error> {
+        self.json(Call::get(&["appliance", "ca"]).query("zone", zone))
+            .await
+    }
+
+    /// `GET /appliance/sites`.
+    pub async fn sites(&self, zone: Option<&ZoneName>) -> Result<Vec<SiteView>, Error> {
+        self.json(Call::get(&["appliance", "sites"]).query("zone", zone))
+            .await
+    }
+}
 
 /// Routes.
 impl Client {

@@ -3,6 +3,7 @@
 //! Unknown keys are errors that name the nearest known key. What belongs to later parts of the
 //! product (`vms`, `remote_execution`) is accepted and left alone here.
 
+mod acme;
 mod node;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use api::{Domain, InstanceName, InterfaceName, NodeName, ZoneName};
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 
+use acme::AcmeSection;
 use node::{NodeSection, check_nodes};
 
 pub use node::NodeConfig;
@@ -99,6 +101,7 @@ struct ZoneSection {
     upstream_dns: Option<Vec<IpAddr>>,
     dhcp_lease: Option<String>,
     wan: WanSection,
+    acme: Option<AcmeSection>,
     appliance: ApplianceSection,
 }
 
@@ -257,6 +260,11 @@ fn check_zone(
             )
         })?,
         wan: check_wan(&at("wan"), &section.wan, index)?,
+        acme: section
+            .acme
+            .as_ref()
+            .map(|a| acme::check(&at("acme"), a))
+            .transpose()?,
         appliance: check_appliance(&at("appliance"), appliance, name)?,
     })
 }

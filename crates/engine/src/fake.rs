@@ -11,6 +11,7 @@ use api::session::WindowSize;
 use api::{ImageDigest, InstanceId};
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
+use wire::gateway::edge::EdgeReport;
 use wire::gateway::{
     GatewayDiff, GatewayReport, GatewayState, NameRecord, ProbeRequest, Readiness, RouteReport,
     ServiceReport,
@@ -378,6 +379,10 @@ impl Gateway for FakeNode {
                     })
                 })
                 .collect(),
+            edge: EdgeReport {
+                authority: Some("a certificate".into()),
+                sites: vec![],
+            },
         })
     }
 

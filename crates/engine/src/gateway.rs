@@ -61,12 +61,16 @@ fn added(route: &RouteEntry) -> Route {
 fn edge(zone: &ZoneSpec, members: &[&InstanceRecord], entries: &[Entry]) -> Edge {
     let address_of = |id: &InstanceId| members.iter().find(|i| i.id == *id).map(|i| i.address);
     let own_name = |host: &HostName| members.iter().any(|i| i.host(zone) == *host);
-    let mut edge = Edge::default();
+    let mut edge = Edge {
+        acme: zone.acme.clone(),
+        ..Edge::default()
+    };
     for entry in entries {
         match entry {
-            // The proxy answers for it.
+            // The proxy answers for it, as long as there is an app.
             Entry::Route(route)
                 if names::label_in(&route.host, &zone.domain).is_some()
+                    && address_of(&route.instance).is_some()
                     && !own_name(&route.host) =>
             {
                 edge.names.push(name(&route.host, zone.gateway()));
@@ -212,7 +216,6 @@ mod tests {
             [
                 "api.prox.local 10.20.0.1",
                 "db.prox.local 10.20.0.100",
-                "lost.prox.local 10.20.0.1",
                 "nas.prox.local 192.0.2.9",
                 "printer.prox.local 10.20.0.251"
             ]

@@ -22,6 +22,7 @@ use crate::{
         sandboxes::list, sandboxes::create, sandboxes::show, sandboxes::kill, sandboxes::extend,
         appliance::status, appliance::services, appliance::leases, appliance::records,
         appliance::vhosts, appliance::vhost, appliance::password,
+        appliance::authority, appliance::sites,
         entries::add_route, entries::put_route, entries::remove_route,
         entries::ports, entries::publish, entries::unpublish,
         entries::add_record, entries::remove_record,

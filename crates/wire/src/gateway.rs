@@ -13,7 +13,7 @@ use api::{Domain, HostName, InstanceId, InstanceName, InterfaceName, MacAddr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use edge::Edge;
+use edge::{Edge, EdgeReport};
 use policy::RoutePolicy;
 
 /// Everything an appliance should do for its zone.
@@ -123,6 +123,9 @@ pub struct GatewayReport {
     pub names: Vec<NameRecord>,
     /// Open routes with the health of their target.
     pub routes: Vec<RouteReport>,
+    /// Certificates and operators' sites.
+    #[serde(default)]
+    pub edge: EdgeReport,
 }
 
 /// One service of the appliance.

@@ -7,6 +7,7 @@
 //! state: what was not asked for is withdrawn.
 
 pub mod apply;
+pub mod authority;
 pub mod caddy;
 pub mod dhcp_release;
 pub mod dns_probe;
@@ -21,6 +22,7 @@ pub mod publish;
 mod published;
 pub mod report;
 pub mod service;
+pub mod sites;
 pub mod state;
 pub mod system;
 pub mod validate;
@@ -34,6 +36,7 @@ use wire::gateway::GatewayState;
 
 use crate::relay::route::RouteTable;
 use paths::Paths;
+use sites::Sites;
 use system::System;
 
 /// An appliance and the system calls by which it is changed.
@@ -41,6 +44,7 @@ pub struct Gateway<S> {
     paths: Paths,
     system: S,
     routes: RouteTable,
+    sites: Sites,
     /// The last state that was accepted, whether or not every part of it could be applied.
     accepted: watch::Sender<Option<GatewayState>>,
 }
@@ -52,6 +56,7 @@ impl<S: System> Gateway<S> {
             paths,
             system,
             routes,
+            sites: Sites::default(),
             accepted: watch::Sender::new(None),
         }
     }

@@ -7,10 +7,11 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde::Deserialize;
+use wire::gateway::edge::EdgeReport;
 use wire::gateway::{GatewayReport, ServiceReport};
 
 use super::system::{Command, System};
-use super::{Gateway, hosts, leases, nftables};
+use super::{Gateway, authority, hosts, leases, nftables};
 use crate::VERSION;
 
 const UNITS: [&str; 3] = ["dnsmasq.service", "caddy.service", "cockpit.socket"];
@@ -32,6 +33,18 @@ impl<S: System> Gateway<S> {
             let found = addresses.iter().find(|(name, _)| name == interface);
             found.map(|(_, address)| *address)
         };
+        let domain = network.as_ref().map(|n| &n.domain);
+        let authority = domain.map(|d| authority::certificate(&self.paths, d));
+        let edge = EdgeReport {
+            authority: told(
+                authority
+                    .transpose()
+                    .map(|a| a.flatten().into_iter().collect()),
+            )
+            .into_iter()
+            .next(),
+            sites: told(self.sites.report(&self.paths)),
+        };
         GatewayReport {
             agent_version: VERSION.to_owned(),
             wan_address: network.as_ref().and_then(|n| address_of(n.wan.as_str())),
@@ -43,6 +56,7 @@ impl<S: System> Gateway<S> {
                 .collect(),
             names: told(hosts::records(&self.paths)),
             routes,
+            edge,
         }
     }
 }

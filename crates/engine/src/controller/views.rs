@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use api::app::{App, AppStatus, RecipeSummary};
 use api::gateway::{
-    ApplianceStatus, DnsRecord, Infrastructure, LeaseView, RouteView, Status, ZoneStatus,
+    ApplianceStatus, Authority, DnsRecord, Infrastructure, LeaseView, RouteView, SiteView, Status,
+    ZoneStatus,
 };
 use api::operation::{Operation, OperationStatus};
 use api::{HostName, OperationId};
+use wire::gateway::edge::SiteReport;
 use wire::gateway::{GatewayReport, Route};
 
 use super::Controller;
@@ -291,6 +293,40 @@ impl Controller {
         all.into_iter()
             .find(|r| r.host == host)
             .ok_or(Error::UnknownRoute(host))
+    }
+
+    /// The zone's own certificate authority.
+    pub async fn authority(&self, name: Option<&str>) -> Result<Authority, Error> {
+        let zone = self.zone_up_record(name).await?;
+        let report = self.read_gateway(&zone).await?;
+        match report.edge.authority {
+            Some(certificate) => Ok(Authority {
+                domain: zone.spec.domain.to_string(),
+                certificate,
+            }),
+            None => Err(Error::UnknownEntry {
+                what: format!("authority of zone {} yet", zone.spec.name),
+                list: "proximity infrastructure; it is made when the zone comes up",
+            }),
+        }
+    }
+
+    /// The operators' own sites of a zone's reverse proxy.
+    pub async fn sites(&self, name: Option<&str>) -> Result<Vec<SiteView>, Error> {
+        let zone = self.zone_up_record(name).await?;
+        let report = self.read_gateway(&zone).await?;
+        let view = |site: SiteReport| SiteView {
+            state: match (site.served, site.current, &site.refused) {
+                (_, true, _) => "served",
+                (true, false, Some(_)) => "previous",
+                (false, false, Some(_)) => "refused",
+                (_, false, None) => "waiting",
+            }
+            .into(),
+            name: site.name,
+            refused: site.refused,
+        };
+        Ok(report.edge.sites.into_iter().map(view).collect())
     }
 
     /// Every configured zone, and those that left the configuration while up.

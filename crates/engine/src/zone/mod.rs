@@ -15,6 +15,7 @@ use api::{
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use wire::gateway::ZoneNetwork;
+use wire::gateway::edge::Acme;
 
 use crate::catalog::GuestFile;
 use crate::config::host_address;
@@ -40,6 +41,9 @@ pub struct ZoneSpec {
     pub lease_s: u32,
     /// The way out.
     pub wan: Wan,
+    /// Who signs certificates for names of other domains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acme: Option<Acme>,
     /// Its gateway guest.
     pub appliance: ApplianceSpec,
 }

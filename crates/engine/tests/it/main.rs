@@ -4,6 +4,7 @@
 mod deletion;
 mod deploys;
 mod docs;
+mod entries;
 mod identities;
 mod power;
 mod restarts;

@@ -44,6 +44,7 @@ fn report(agent_version: &str) -> GatewayReport {
         leases: Vec::new(),
         names: Vec::new(),
         routes: Vec::new(),
+        edge: Default::default(),
     }
 }
 

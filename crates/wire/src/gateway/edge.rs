@@ -19,6 +19,9 @@ pub struct Edge {
     pub names: Vec<NameRecord>,
     /// Addresses that are kept for machines which are no instances, sorted by MAC.
     pub reservations: Vec<KeptAddress>,
+    /// Who signs certificates for names of other domains; nobody without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acme: Option<Acme>,
 }
 
 impl Edge {
@@ -50,6 +53,40 @@ pub struct KeptAddress {
     pub mac: MacAddr,
     /// Its address.
     pub address: Ipv4Addr,
+}
+
+/// A public certificate authority that is asked by ACME (RFC 8555).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Acme {
+    /// Whom the authority writes to.
+    pub email: String,
+    /// Its directory; the proxy's own choice without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
+}
+
+/// What holds of the edge on the appliance right now, as far as the state does not tell it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EdgeReport {
+    /// The certificate of the zone's own authority, PEM.
+    pub authority: Option<String>,
+    /// The operators' own sites.
+    pub sites: Vec<SiteReport>,
+}
+
+/// An operator's own site of the reverse proxy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteReport {
+    /// Its file's name.
+    pub name: String,
+    /// Whether some version of it is served.
+    pub served: bool,
+    /// Whether that is the one in the file now.
+    pub current: bool,
+    /// Why the one in the file is not.
+    pub refused: Option<String>,
 }
 
 /// Ports of the appliance's outside that are its own.

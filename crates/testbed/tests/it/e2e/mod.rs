@@ -14,6 +14,7 @@ mod controller;
 mod crash;
 mod delete;
 mod down;
+mod edge;
 mod exec;
 mod exec_end;
 mod facts;
