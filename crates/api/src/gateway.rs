@@ -35,6 +35,12 @@ pub struct Infrastructure {
     pub appliance_wan_ip: Option<Ipv4Addr>,
     /// The zone's DNS domain.
     pub dns_domain: String,
+    /// Whether its DNS is answered on the appliance's outside too.
+    #[serde(default)]
+    pub dns_outside: bool,
+    /// Networks outside whose machines reach the zone's addresses.
+    #[serde(default)]
+    pub open_to: Vec<String>,
     /// Apps of the zone that run.
     pub connected_apps: u32,
     /// State by service: `dnsmasq`, `iptables` (the historical name of the firewall row), `caddy`,
@@ -132,14 +138,19 @@ pub struct RouteView {
     /// Connections open now.
     pub connections: u32,
     /// True for the route that every app has, which comes and goes with it.
+    #[serde(default)]
     pub builtin: bool,
     /// Whether requests by http are sent to https.
+    #[serde(default)]
     pub redirect_https: bool,
     /// `basic` or `token`; none lets everybody in.
+    #[serde(default)]
     pub auth: Option<String>,
     /// The largest body of a request, in bytes.
+    #[serde(default)]
     pub max_body_bytes: Option<u64>,
     /// How long the app may take until its answer begins, in milliseconds.
+    #[serde(default)]
     pub timeout_ms: Option<u64>,
 }
 

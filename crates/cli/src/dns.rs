@@ -10,8 +10,8 @@ use serde_json::json;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::gateway;
 use crate::screen::Screen;
+use crate::{dns_setup, gateway};
 
 /// `dns …`
 #[derive(Debug, Subcommand)]
@@ -26,6 +26,18 @@ Examples:
     Add(AddArgs),
     /// Remove an added name
     Rm(RmArgs),
+    /// Print the lines by which other machines resolve the zone's names and reach its addresses
+    ///
+    /// For systemd-resolved, NetworkManager and dnsmasq, macOS and Windows. Changes nothing.
+    Setup(SetupArgs),
+}
+
+/// `dns setup`
+#[derive(Debug, Args)]
+pub struct SetupArgs {
+    /// The zone [default: the only or the default one]
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Option<ZoneName>,
 }
 
 /// `dns add`
@@ -64,6 +76,10 @@ pub async fn run(client: &Client, command: DnsCommand, screen: &Screen) -> Resul
                 screen.note(&format!("{} stands for {}", args.name, args.target));
             }
             Ok(Exit::OK)
+        }
+        DnsCommand::Setup(args) => {
+            let facts = client.infrastructure(args.zone.as_ref()).await?;
+            dns_setup::run(&facts, screen)
         }
         DnsCommand::Rm(args) => {
             client.remove_record(args.zone.as_ref(), &args.name).await?;

@@ -17,6 +17,7 @@ mod connection;
 mod copy;
 mod deploy;
 mod dns;
+mod dns_setup;
 mod doctor;
 mod ending;
 mod exec;

@@ -5,6 +5,7 @@
 
 mod acme;
 mod node;
+mod outside;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -102,6 +103,8 @@ struct ZoneSection {
     dhcp_lease: Option<String>,
     wan: WanSection,
     acme: Option<AcmeSection>,
+    wan_dns: bool,
+    open_to: Vec<String>,
     appliance: ApplianceSection,
 }
 
@@ -237,6 +240,7 @@ fn check_zone(
     let subnet = check_subnet(&at("subnet"), subnet_text)?;
     let lease_text = section.dhcp_lease.as_deref().unwrap_or("12h");
     let appliance = &section.appliance;
+    let wan = check_wan(&at("wan"), &section.wan, index)?;
     Ok(ZoneSpec {
         name: name.clone(),
         node,
@@ -259,7 +263,8 @@ fn check_zone(
                 "write it like 30m or 12h (at least 2m)",
             )
         })?,
-        wan: check_wan(&at("wan"), &section.wan, index)?,
+        outside: outside::check(&at("open_to"), section.wan_dns, &section.open_to, &wan)?,
+        wan,
         acme: section
             .acme
             .as_ref()

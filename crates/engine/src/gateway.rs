@@ -63,6 +63,7 @@ fn edge(zone: &ZoneSpec, members: &[&InstanceRecord], entries: &[Entry]) -> Edge
     let own_name = |host: &HostName| members.iter().any(|i| i.host(zone) == *host);
     let mut edge = Edge {
         acme: zone.acme.clone(),
+        outside: zone.outside.clone(),
         ..Edge::default()
     };
     for entry in entries {

@@ -26,7 +26,7 @@ use super::sites::Taken;
 use super::state::LoadError;
 use super::system::{CommandError, System};
 use super::validate::{InvalidState, validate};
-use super::{Gateway, authority, caddy, dnsmasq, hosts, identity, kernel, nftables, state};
+use super::{Gateway, authority, caddy, dnsmasq, hosts, identity, kernel, nftables, report, state};
 use crate::durable::{self, FileError, Keep};
 use crate::relay::route::Target;
 
@@ -107,14 +107,14 @@ impl<S: System> Gateway<S> {
         let mut progress = Progress::default();
         let targets = Target::all_of(&state);
         progress.diff.routes_closed = self.routes.close_others(&targets);
-        let plan = self.plan_hosts(&state, &mut progress);
+        let plan = self.plan_hosts(&state, &mut progress).await;
         if let Some(plan) = &plan {
             let withdrawn = self.withdraw(&state, plan).await;
             progress.note("withdrawing hosts", withdrawn);
         }
         self.set_kernel(&state.network, &mut progress);
         self.load_firewall(&state, &mut progress).await;
-        self.configure_dnsmasq(&state.network, &mut progress).await;
+        self.configure_dnsmasq(&state, &mut progress).await;
         if let Some(plan) = plan {
             let published = self.publish(&state.network, &plan).await;
             progress.note("publishing hosts", published);
@@ -148,8 +148,12 @@ impl<S: System> Gateway<S> {
         })
     }
 
-    fn plan_hosts(&self, state: &GatewayState, progress: &mut Progress) -> Option<HostPlan> {
-        let wanted = progress.note("writing hosts", hosts::wanted(state))?;
+    async fn plan_hosts(&self, state: &GatewayState, progress: &mut Progress) -> Option<HostPlan> {
+        let outside = match state.edge.outside.dns {
+            true => report::address(&self.system, &state.network.wan).await,
+            false => None,
+        };
+        let wanted = progress.note("writing hosts", hosts::wanted(state, outside))?;
         let found = progress.note("reading hosts", hosts::read(&self.paths))?;
         Some(HostPlan::new(&wanted, &found))
     }
@@ -172,7 +176,7 @@ impl<S: System> Gateway<S> {
 
     /// The kernel first: what it refuses must not stand in the file that is loaded at boot.
     async fn load_firewall(&self, state: &GatewayState, progress: &mut Progress) {
-        let rendered = nftables::render(&state.network, &state.edge.ports);
+        let rendered = nftables::render(&state.network, &state.edge);
         let Some(ruleset) = progress.note("firewall", rendered) else {
             return;
         };
@@ -189,8 +193,9 @@ impl<S: System> Gateway<S> {
         );
     }
 
-    async fn configure_dnsmasq(&self, network: &ZoneNetwork, progress: &mut Progress) {
-        let rendered = dnsmasq::render(network, &self.paths);
+    async fn configure_dnsmasq(&self, state: &GatewayState, progress: &mut Progress) {
+        let network = &state.network;
+        let rendered = dnsmasq::render(network, state.edge.outside.dns, &self.paths);
         let Some(text) = progress.note("dnsmasq", rendered) else {
             return;
         };

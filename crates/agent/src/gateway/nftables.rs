@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use wire::agent::RELAY_PORT;
 use wire::gateway::ZoneNetwork;
-use wire::gateway::edge::PublishedPort;
+use wire::gateway::edge::Edge;
 
-use super::published;
+use super::published::{self, Openings};
 use super::system::{Command, CommandError, System};
 use super::validate::AGENT_PORTS;
 use super::word::{UnsafeWord, word};
@@ -49,8 +49,9 @@ pub struct Ruleset {
 }
 
 /// The firewall of a zone's appliance.
-pub fn render(network: &ZoneNetwork, ports: &[PublishedPort]) -> Result<Ruleset, UnsafeWord> {
-    let maps = published::maps(ports);
+pub fn render(network: &ZoneNetwork, edge: &Edge) -> Result<Ruleset, UnsafeWord> {
+    let maps = published::maps(&edge.ports);
+    let openings = published::openings(network, &edge.outside)?;
     let chains = maps
         + &chains(
             &word(&network.wan)?,
@@ -58,6 +59,7 @@ pub fn render(network: &ZoneNetwork, ports: &[PublishedPort]) -> Result<Ruleset,
             &word(network.subnet)?,
             network.gateway,
             &format!("{}-{}", network.dhcp_first, network.dhcp_last),
+            &openings,
         );
     let digest = format!("digest {:016x}", fnv1a(chains.as_bytes()));
     let text = format!(
@@ -73,7 +75,15 @@ pub fn render(network: &ZoneNetwork, ports: &[PublishedPort]) -> Result<Ruleset,
     Ok(Ruleset { text, digest })
 }
 
-fn chains(wan: &str, lan: &str, subnet: &str, gateway: Ipv4Addr, apps: &str) -> String {
+fn chains(
+    wan: &str,
+    lan: &str,
+    subnet: &str,
+    gateway: Ipv4Addr,
+    apps: &str,
+    openings: &Openings,
+) -> String {
+    let Openings { input, forward } = openings;
     let special = SPECIAL_PURPOSE.join(", ");
     let (first_agent, last_agent) = (AGENT_PORTS.start(), AGENT_PORTS.end());
     format!(
@@ -107,7 +117,7 @@ fn chains(wan: &str, lan: &str, subnet: &str, gateway: Ipv4Addr, apps: &str) -> 
 		iifname "{lan}" ip daddr {gateway} icmp type echo-request accept
 		# Cockpit (9090) and the relay ({RELAY_PORT}) are for the outside, never for guests.
 		iifname "{wan}" tcp dport {{ 80, 443, 9090, {RELAY_PORT} }} accept
-		iifname "{wan}" udp sport 67 udp dport 68 accept
+{input}		iifname "{wan}" udp sport 67 udp dport 68 accept
 		iifname "{wan}" icmp type echo-request accept
 	}}
 
@@ -122,7 +132,7 @@ fn chains(wan: &str, lan: &str, subnet: &str, gateway: Ipv4Addr, apps: &str) -> 
 		iifname "{lan}" oifname "{wan}" ip daddr @special_purpose drop
 		# Published ports.
 		iifname "{wan}" oifname "{lan}" ct status dnat accept
-		iifname "{lan}" oifname "{wan}" ip saddr {subnet} accept
+{forward}		iifname "{lan}" oifname "{wan}" ip saddr {subnet} accept
 	}}
 
 	chain prerouting {{
@@ -178,18 +188,25 @@ mod tests {
 
     #[test]
     fn the_ruleset_of_the_default_zone() {
-        insta::assert_snapshot!(render(&fake::state().network, &[]).unwrap().text);
+        insta::assert_snapshot!(
+            render(&fake::state().network, &Edge::default())
+                .unwrap()
+                .text
+        );
     }
 
     #[test]
     fn the_digest_follows_the_rules() {
-        let one = render(&fake::state().network, &[]).unwrap();
+        let one = render(&fake::state().network, &Edge::default()).unwrap();
         let mut network = fake::state().network;
         network.gateway = [10, 20, 0, 2].into();
-        assert_ne!(one.digest, render(&network, &[]).unwrap().digest);
+        assert_ne!(
+            one.digest,
+            render(&network, &Edge::default()).unwrap().digest
+        );
         network = fake::state().network;
         network.lease_s = 7200;
-        assert_eq!(one, render(&network, &[]).unwrap());
+        assert_eq!(one, render(&network, &Edge::default()).unwrap());
     }
 
     /// Chains and their rules as a reader of braces sees them.
@@ -208,7 +225,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(network in fake::any_network()) {
-            let text = render(&network, &[]).unwrap().text;
+            let text = render(&network, &Edge::default()).unwrap().text;
             prop_assert_eq!(text.matches('{').count(), text.matches('}').count());
             let chains = parse(&text);
             let names: Vec<_> = chains.iter().map(|(n, _)| n.as_str()).collect();

@@ -1,10 +1,15 @@
-//! Ports of the WAN side that lead to guests, as maps of the firewall. The one writer of them.
+//! What of a zone is open to the outside, as parts of the firewall: maps of the ports that lead to guests,
+//! rules for who may ask for names and reach addresses. The one writer of them.
 //!
-//! Numbers and addresses only, so there is nothing to quote. The rules that look into the maps stand
+//! Numbers, addresses and the interfaces' names only. The rules that look into the maps stand
 //! in [`super::nftables`]; replies find their way back by connection tracking.
 
 use api::entry::Protocol;
-use wire::gateway::edge::PublishedPort;
+use wire::gateway::ZoneNetwork;
+use wire::gateway::edge::{Outside, PublishedPort};
+
+use super::validate::AGENT_PORTS;
+use super::word::{UnsafeWord, word};
 
 /// The maps `published_tcp` and `published_udp`: port outside to address and port of a guest.
 pub fn maps(ports: &[PublishedPort]) -> String {
@@ -28,9 +33,59 @@ pub fn maps(ports: &[PublishedPort]) -> String {
         .collect()
 }
 
+/// Rules that open the zone to networks outside; empty when it is closed to them.
+pub struct Openings {
+    /// For the chain of what the appliance itself answers.
+    pub input: String,
+    /// For the chain of what it passes on.
+    pub forward: String,
+}
+
+/// The rules of what is open. Names are answered to private networks only: an open resolver on the
+/// internet would be everybody's.
+pub fn openings(network: &ZoneNetwork, outside: &Outside) -> Result<Openings, UnsafeWord> {
+    let (wan, lan) = (word(&network.wan)?, word(&network.lan)?);
+    let (first, last) = (AGENT_PORTS.start(), AGENT_PORTS.end());
+    let input = match outside.dns {
+        true => format!(
+            "\t\tiifname \"{wan}\" ip saddr @special_purpose udp dport 53 accept\n\
+             \t\tiifname \"{wan}\" ip saddr @special_purpose tcp dport 53 accept\n"
+        ),
+        false => String::new(),
+    };
+    let networks: Vec<String> = outside.open_to.iter().map(ToString::to_string).collect();
+    let forward = match networks.is_empty() {
+        true => String::new(),
+        false => {
+            let from = format!(
+                "iifname \"{wan}\" oifname \"{lan}\" ip saddr {{ {} }}",
+                networks.join(", ")
+            );
+            format!("\t\t{from} tcp dport {first}-{last} drop\n\t\t{from} accept\n")
+        }
+    };
+    Ok(Openings { input, forward })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_zone_that_is_open() {
+        let network = crate::gateway::fake::state().network;
+        let closed = openings(&network, &Outside::default()).unwrap();
+        assert!(closed.input.is_empty() && closed.forward.is_empty());
+        let outside = Outside {
+            dns: true,
+            open_to: vec![
+                "192.168.1.0/24".parse().unwrap(),
+                "10.9.0.0/16".parse().unwrap(),
+            ],
+        };
+        let open = openings(&network, &outside).unwrap();
+        insta::assert_snapshot!(open.input + &open.forward);
+    }
 
     #[test]
     fn the_maps() {

@@ -6,6 +6,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use api::InterfaceName;
 use serde::Deserialize;
 use wire::gateway::edge::EdgeReport;
 use wire::gateway::{GatewayReport, ServiceReport};
@@ -59,6 +60,13 @@ impl<S: System> Gateway<S> {
             edge,
         }
     }
+}
+
+/// The address of an interface, if it has one.
+pub(super) async fn address(system: &impl System, interface: &InterfaceName) -> Option<Ipv4Addr> {
+    let all = addresses(system).await;
+    let found = all.into_iter().find(|(name, _)| name == interface.as_str());
+    found.map(|(_, address)| address)
 }
 
 fn row(name: &str, state: &str) -> ServiceReport {

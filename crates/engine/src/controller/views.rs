@@ -177,6 +177,13 @@ impl Controller {
             appliance_state: state.as_str().into(),
             appliance_wan_ip: report.as_ref().and_then(|r| r.wan_address),
             dns_domain: spec.domain.to_string(),
+            dns_outside: spec.outside.dns,
+            open_to: spec
+                .outside
+                .open_to
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             connected_apps: u32::try_from(running).unwrap_or(u32::MAX),
             services: service_map(report.as_ref()),
             problems,

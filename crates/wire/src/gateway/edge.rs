@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use api::MacAddr;
 use api::entry::Protocol;
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::NameRecord;
@@ -22,6 +23,27 @@ pub struct Edge {
     /// Who signs certificates for names of other domains; nobody without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acme: Option<Acme>,
+    /// What of the zone is open to the networks outside.
+    #[serde(skip_serializing_if = "Outside::is_closed")]
+    pub outside: Outside,
+}
+
+/// What of a zone is open to the networks outside, beside routes and published ports.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Outside {
+    /// Whether DNS is answered on the WAN side, to private networks: names of routes with the
+    /// appliance's address there.
+    pub dns: bool,
+    /// Networks whose machines reach the addresses of instances, but for the agents' ports.
+    pub open_to: Vec<Ipv4Net>,
+}
+
+impl Outside {
+    /// True when nothing is.
+    pub fn is_closed(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Edge {

@@ -170,7 +170,8 @@ fn grpc(controller: &mut Controller) {
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_root_certificates(roots);
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -323,9 +324,49 @@ fn comes_and_goes(controller: &mut Controller) {
 /// What a command prints on the machine of the management LAN; it must end with 0.
 fn on_the_lan(controller: &Controller, script: &str) -> String {
     let enter = format!(
-        "pid=$(pgrep --oldest --full 'host-machine lan'); exec nsenter --target $pid --net sh -euc '{script}'"
+        "pid=$(pgrep --oldest --full 'host-machine lan'); exec nsenter --target $pid --net bash -euc '{script}'"
     );
     controller.script(&enter)
+}
+
+/// A zone that is told to be: names and addresses are there for the network outside, the agents are not.
+#[test]
+fn a_zone_that_is_open_to_a_network_outside() {
+    let controller = Controller::configured(
+        "zones: { default: { wan: { bridge: vmbr0, address: dhcp }, wan_dns: true,
+            open_to: [192.168.50.0/24] } }\n",
+    );
+    controller.ok(["up"]);
+    controller.deploy("web");
+    let wan = controller.wan_address();
+    let inside = controller.app("web")["ip"].as_str().unwrap().to_owned();
+    // Outside the name stands for the proxy, inside for the app.
+    let asked = format!("busybox nslookup web.prox.local {wan} || true");
+    eventually("the name is answered outside", || {
+        let said = on_the_lan(&controller, &asked);
+        said.contains(&format!("Address: {wan}\n")) && !said.contains(&inside)
+    });
+    let address = Answer::Address(inside.parse().unwrap());
+    assert_eq!(ask(&controller, "web", "web.prox.local"), address);
+    assert_eq!(
+        ask(&controller, "web", "internet.test"),
+        Answer::Address([8, 8, 8, 8].into())
+    );
+
+    let setup = controller.ok(["dns", "setup"]);
+    let route = format!("ip route add 10.20.0.0/24 via {wan}");
+    for line in [&format!("server=/prox.local/{wan}"), &route] {
+        assert!(setup.contains(line.as_str()), "{setup}");
+    }
+    on_the_lan(&controller, &route);
+    let page = format!("curl --silent --max-time 10 http://{inside}/");
+    eventually("the app is reached by its address", || {
+        on_the_lan(&controller, &page).contains("nginx")
+    });
+    let agent = format!(
+        "curl --silent --insecure --max-time 2 https://{inside}:39383/health && echo open || echo closed"
+    );
+    assert_eq!(on_the_lan(&controller, &agent), "closed\n");
 }
 
 #[test]
@@ -402,7 +443,8 @@ fn published_ports_names_and_reserved_addresses() {
     // The app sees who asks.
     let seen = controller.exec("web", ["tail", "--lines=20", "/var/log/nginx/access.log"]);
     assert!(seen.contains("192.168.50.20 "), "{seen}");
-    let datagram = "printf hello | timeout 5 busybox nc -u -w 2 192.168.50.10 8082 || true";
+    let datagram = "exec 3<>/dev/udp/192.168.50.10/8082; printf hello >&3
+        timeout 5 dd bs=512 count=1 status=none <&3 || true";
     eventually("UDP is answered", || {
         on_the_lan(&controller, datagram) == "hello"
     });
