@@ -100,7 +100,7 @@ mod tests {
             "dyn.prox.local",
             "x.localhost",
             "xn--bcher-kva.prox.local",
-            &format!("{}.example.com", "x".repeat(70)),
+            &format!("{0}.{0}.example.com", "x".repeat(40)),
         ] {
             check(bad, false);
         }

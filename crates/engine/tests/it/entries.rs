@@ -74,8 +74,10 @@ async fn what_cannot_be_is_refused_and_changes_nothing() {
     weak.auth = Some(RouteAuthRequest::Token {
         token: "short".into(),
     });
-    let put = controller.put_route(None, &host("api.prox.local"), &weak, true);
-    assert_eq!(code(&put.await.unwrap_err()), "bad_request");
+    let put = controller
+        .put_route(None, &host("api.prox.local"), &weak, true)
+        .await;
+    assert_eq!(code(&put.unwrap_err()), "bad_request");
     let port = |listen: u16| PortRequest {
         instance: "web".parse().unwrap(),
         port: 80,
@@ -114,8 +116,10 @@ async fn names_and_addresses_are_nobody_elses() {
     let taken = controller.add_record(None, &record("web.prox.local")).await;
     assert_eq!(code(&taken.unwrap_err()), "taken");
     let nas = host("nas.prox.local");
-    let taken = controller.put_route(None, &nas, &settings("web", 80), true);
-    assert_eq!(code(&taken.await.unwrap_err()), "taken");
+    let taken = controller
+        .put_route(None, &nas, &settings("web", 80), true)
+        .await;
+    assert_eq!(code(&taken.unwrap_err()), "taken");
     assert_eq!(code(&ruled.deploy("nas").await.unwrap_err()), "taken");
     let kept = |mac: &str, last: u8| ReservationRequest {
         mac: mac.parse().unwrap(),
@@ -189,14 +193,16 @@ async fn what_the_appliance_could_not_be_told_stands_all_the_same() {
     let api = host("api.prox.local");
     let put = ruled
         .controller
-        .put_route(None, &api, &settings("web", 8080), false);
-    let problem = put.await.unwrap_err().problem();
+        .put_route(None, &api, &settings("web", 8080), false)
+        .await;
+    let problem = put.unwrap_err().problem();
     assert_eq!(problem.status, 502);
     assert!(problem.hint.unwrap().contains("written down"));
     assert_eq!(entries(&ruled).await.len(), 1);
     ruled.node.mend("apply");
     let put = ruled
         .controller
-        .put_route(None, &api, &settings("web", 8080), false);
-    assert!(!put.await.unwrap().1);
+        .put_route(None, &api, &settings("web", 8080), false)
+        .await;
+    assert!(!put.unwrap().1);
 }
