@@ -21,7 +21,7 @@ use crate::gateway::{names, secret};
 use crate::instance::InstanceRecord;
 use crate::operation::StepError;
 use crate::ports::PortError;
-use crate::zone::{ZoneDesired, ZoneRecord};
+use crate::zone::{Wan, ZoneDesired, ZoneRecord};
 
 /// The longest that an app may be waited for: an hour.
 const LONGEST_TIMEOUT_MS: u64 = 3_600_000;
@@ -143,19 +143,8 @@ impl Controller {
             instance: instance.id,
             port: request.port,
         });
-        let known = self.ports().store.entries(&zone.spec.name).await?;
-        let network = &self.ports().network;
-        // One that is published is ours; what else listens on the node must not be cut off.
-        if !known.iter().any(|k| k.key() == entry.key())
-            && network
-                .listens(&zone.spec.node_network(), protocol, listen)
-                .await?
-        {
-            return Err(Error::Conflict {
-                what: format!("something on the node listens on {protocol} port {listen}"),
-                hint: "choose another port with --listen".into(),
-            });
-        }
+        self.refuse_port_of_the_node(&zone, &entry, protocol, listen)
+            .await?;
         let new = self.put(&zone, &entry, false).await?;
         let view = PortView {
             protocol,
@@ -164,6 +153,51 @@ impl Controller {
             port: request.port,
         };
         Ok((view, new))
+    }
+
+    /// With a managed WAN the port is open on the node too, where it must not be somebody else's. One
+    /// that is published already is ours.
+    async fn refuse_port_of_the_node(
+        &self,
+        zone: &ZoneRecord,
+        entry: &Entry,
+        protocol: Protocol,
+        listen: u16,
+    ) -> Result<(), Error> {
+        let managed = |zone: &ZoneRecord| matches!(zone.spec.wan, Wan::Managed { .. });
+        if !managed(zone) {
+            return Ok(());
+        }
+        let refused = |what: String| Error::Conflict {
+            what,
+            hint: "choose another port with --listen".into(),
+        };
+        let store = &self.ports().store;
+        for other in store.zones().await?.iter().filter(|z| managed(z)) {
+            let published = store.entries(&other.spec.name).await?;
+            if !published.iter().any(|known| known.key() == entry.key()) {
+                continue;
+            }
+            if other.spec.name == zone.spec.name {
+                return Ok(());
+            }
+            return Err(refused(format!(
+                "zone {} publishes {protocol} port {listen} on the same node",
+                other.spec.name
+            )));
+        }
+        let network = zone.spec.node_network();
+        match self
+            .ports()
+            .network
+            .listens(&network, protocol, listen)
+            .await?
+        {
+            true => Err(refused(format!(
+                "something on the node listens on {protocol} port {listen}"
+            ))),
+            false => Ok(()),
+        }
     }
 
     /// The published ports of a zone.

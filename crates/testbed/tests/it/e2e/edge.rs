@@ -371,7 +371,10 @@ fn a_zone_that_is_open_to_a_network_outside() {
 
 #[test]
 fn a_broken_site_of_an_operator_harms_nobody() {
-    let controller = Controller::up();
+    let controller =
+        Controller::configured("zones: { default: { acme: { email: admin@example.com } } }\n");
+    controller.ok(["up"]);
+    names_of_other_domains(&controller);
     let sites = || controller.json(["appliance", "sites"]);
     let state = |name: &str| {
         let sites = sites();
@@ -406,6 +409,23 @@ fn a_broken_site_of_an_operator_harms_nobody() {
         controller.page("own.test") == (200, "second".to_owned())
     });
     assert_eq!(controller.infrastructure()["available"], true);
+}
+
+/// A public authority is asked for the names of routes only: Caddy asks itself before.
+fn names_of_other_domains(controller: &Controller) {
+    controller.deploy("web");
+    controller.ok(["route", "add", "shop.example.com", "web:80"]);
+    for (name, status) in [
+        ("shop.example.com", "200"),
+        ("other.example.com", "404"),
+        ("../relay.sock", "404"),
+        ("*", "404"),
+    ] {
+        let ask = r#"exec 3<>/dev/tcp/127.0.0.1/39387
+            printf 'GET /?domain=%s HTTP/1.0\r\n\r\n' "$0" >&3; head --lines=1 <&3"#;
+        let said = controller.exec("prox-appliance", ["bash", "-c", ask, name]);
+        assert!(said.contains(status), "{name}: {said}");
+    }
 }
 
 #[test]
