@@ -195,10 +195,21 @@ pub(crate) async fn publish(
     params(("protocol" = Protocol, Path), ("listen" = u16, Path), OfZone), responses((status = 204), (status = 404, body = Problem)))]
 pub(crate) async fn unpublish(
     Extract(state): Extract<State>,
-    Path((protocol, listen)): Path<(Protocol, u16)>,
+    Path((protocol, listen)): Path<(String, String)>,
     Params(of): Params<OfZone>,
 ) -> Result<StatusCode, Failed> {
     let zone = of.zone.as_deref();
+    let protocol = match protocol.as_str() {
+        "tcp" => Some(Protocol::Tcp),
+        "udp" => Some(Protocol::Udp),
+        _ => None,
+    };
+    let (Some(protocol), Ok(listen)) = (protocol, listen.parse::<u16>()) else {
+        let what = "the path names no port: /appliance/ports/tcp/15432";
+        return Err(Problem::new(404, "unknown_entry", what)
+            .hint("what there is: proximity port list")
+            .into());
+    };
     state
         .controller
         .unpublish_port(zone, protocol, listen)
