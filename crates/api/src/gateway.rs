@@ -35,6 +35,12 @@ pub struct Infrastructure {
     pub appliance_wan_ip: Option<Ipv4Addr>,
     /// The zone's DNS domain.
     pub dns_domain: String,
+    /// Whether its DNS is answered on the appliance's outside too.
+    #[serde(default)]
+    pub dns_outside: bool,
+    /// Networks outside whose machines reach the zone's addresses.
+    #[serde(default)]
+    pub open_to: Vec<String>,
     /// Apps of the zone that run.
     pub connected_apps: u32,
     /// State by service: `dnsmasq`, `iptables` (the historical name of the firewall row), `caddy`,
@@ -110,10 +116,26 @@ pub struct RouteView {
     pub instance_id: InstanceId,
     /// Port on the instance.
     pub port: u16,
-    /// `healthy`, `unhealthy`, or `missing` when the appliance does not have it.
+    /// `healthy`, `unhealthy`, `closed` while its app does not run, or `missing` when the appliance
+    /// does not have it.
     pub health: String,
     /// Connections open now.
     pub connections: u32,
+    /// True for the route that every app has, which comes and goes with it.
+    #[serde(default)]
+    pub builtin: bool,
+    /// Whether requests by http are sent to https.
+    #[serde(default)]
+    pub redirect_https: bool,
+    /// `basic` or `token`; none lets everybody in.
+    #[serde(default)]
+    pub auth: Option<String>,
+    /// The largest body of a request, in bytes.
+    #[serde(default)]
+    pub max_body_bytes: Option<u64>,
+    /// How long the app may take until its answer begins, in milliseconds.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
 }
 
 /// `GET /appliance/status`.
@@ -136,6 +158,29 @@ pub struct ApplianceStatus {
     pub management_url: Option<String>,
     /// State by service.
     pub services: BTreeMap<String, String>,
+}
+
+/// `GET /appliance/ca`: the zone's own certificate authority.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Authority {
+    /// The only domain that it can sign for.
+    pub domain: String,
+    /// Its certificate, PEM.
+    pub certificate: String,
+}
+
+/// An operator's own site of the reverse proxy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SiteView {
+    /// Its file's name in the appliance's `/etc/proximity/sites-enabled`.
+    pub name: String,
+    /// `served`, `refused`, `previous` when the file was refused and what stood in it before is served,
+    /// or `waiting` until it was looked at.
+    pub state: String,
+    /// Why the file was refused.
+    pub refused: Option<String>,
 }
 
 /// `PUT /appliance/password`: opens the login of the management page.

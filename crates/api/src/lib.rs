@@ -5,6 +5,7 @@
 pub mod app;
 pub mod audit;
 pub mod egress;
+pub mod entry;
 pub mod exec;
 pub mod file;
 pub mod gateway;

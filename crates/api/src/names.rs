@@ -140,6 +140,7 @@ const RESERVED: &[&str] = &[
     "appliance",
     "broadcasthost",
     "dns",
+    "dyn",
     "gateway",
     "isatap",
     "localhost",

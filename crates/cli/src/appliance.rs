@@ -1,8 +1,9 @@
-//! `appliance password`: opens the login of the management page.
+//! `appliance …`: the login of the management page, the zone's authority, operators' own sites.
 
 use std::io::{self, IsTerminal as _, Read as _};
 
-use api::gateway::AppliancePassword;
+use api::ZoneName;
+use api::gateway::{AppliancePassword, SiteView};
 use clap::{Args, Subcommand};
 use client::Client;
 
@@ -10,6 +11,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::password;
 use crate::screen::Screen;
+use crate::table::Table;
 
 const SHORTEST: usize = 12;
 const LONGEST: usize = 256;
@@ -24,6 +26,24 @@ pub enum ApplianceCommand {
         after_help = "Examples:\n  proximity appliance password\n  pass show appliance | proximity appliance password --stdin"
     )]
     Password(PasswordArgs),
+    /// Print the certificate of the zone's own authority, to trust on machines that open its pages
+    ///
+    /// It can sign for the zone's domain only.
+    #[command(after_help = "\
+Examples:
+  proximity appliance ca > /usr/local/share/ca-certificates/proximity.crt && update-ca-certificates
+  curl --cacert <(proximity appliance ca) https://web.prox.local/")]
+    Ca(OfZoneArgs),
+    /// List your own sites of the reverse proxy, and why one was refused
+    Sites(OfZoneArgs),
+}
+
+/// `appliance ca` and `appliance sites`
+#[derive(Debug, Args)]
+pub struct OfZoneArgs {
+    /// The zone [default: the only or the default one]
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Option<ZoneName>,
 }
 
 /// `appliance password`
@@ -40,7 +60,17 @@ pub async fn run(
     command: &ApplianceCommand,
     screen: &Screen,
 ) -> Result<Exit, Failure> {
-    let ApplianceCommand::Password(args) = command;
+    let args = match command {
+        ApplianceCommand::Password(args) => args,
+        ApplianceCommand::Ca(args) => {
+            let authority = client.authority(args.zone.as_ref()).await?;
+            return screen.result(&authority, |a| a.certificate.trim_end().to_owned());
+        }
+        ApplianceCommand::Sites(args) => {
+            let sites = client.sites(args.zone.as_ref()).await?;
+            return screen.list(&sites, "no sites of your own", sites_text);
+        }
+    };
     let password = if args.stdin {
         from_stdin()?
     } else if io::stdin().is_terminal() {
@@ -63,6 +93,18 @@ pub async fn run(
     Ok(Exit::OK)
 }
 
+fn sites_text(sites: &[SiteView]) -> String {
+    let mut table = Table::new(&["SITE", "STATE", "WHY"]);
+    for site in sites {
+        table.row([
+            site.name.clone(),
+            site.state.clone(),
+            site.refused.clone().unwrap_or_default(),
+        ]);
+    }
+    table.text()
+}
+
 fn from_stdin() -> Result<String, Failure> {
     let mut text = String::new();
     io::stdin()
@@ -74,7 +116,8 @@ fn from_stdin() -> Result<String, Failure> {
     Ok(line.strip_suffix('\r').unwrap_or(line).to_owned())
 }
 
-async fn asked_twice() -> Result<String, Failure> {
+/// Asks for a new password until it was given twice.
+pub async fn asked_twice() -> Result<String, Failure> {
     let first = password::ask("New password: ").await?;
     check(&first)?;
     let second = password::ask("The same again: ").await?;

@@ -12,8 +12,8 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::screen::Screen;
 use crate::{
-    app, appliance, audit, config_check, copy, egress, exec, forward, image, node, operation,
-    orphan, sandbox, serve, shell,
+    app, appliance, audit, config_check, copy, dns, egress, exec, forward, image, lease, node,
+    operation, orphan, port, route, sandbox, serve, shell,
 };
 
 /// Turns machines you own into a private cloud of isolated apps.
@@ -118,13 +118,16 @@ pub enum Command {
     Egress(egress::EgressCommand),
     /// DHCP leases
     #[command(subcommand)]
-    Lease(ListCommand),
+    Lease(lease::LeaseCommand),
     /// Names that the zones' DNS answers
     #[command(subcommand)]
-    Dns(ListCommand),
+    Dns(dns::DnsCommand),
     /// Routes of the reverse proxy
     #[command(subcommand)]
-    Route(ListCommand),
+    Route(route::RouteCommand),
+    /// Published ports: ports of a zone's outside that lead to apps
+    #[command(subcommand)]
+    Port(port::PortCommand),
     /// Zones
     #[command(subcommand)]
     Zone(ListCommand),

@@ -49,8 +49,10 @@ pub struct ForwardArgs {
 /// A port of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    name: InstanceName,
-    port: NonZeroU16,
+    /// The instance.
+    pub name: InstanceName,
+    /// The port in it.
+    pub port: NonZeroU16,
 }
 
 impl FromStr for Target {

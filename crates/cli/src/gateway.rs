@@ -53,8 +53,16 @@ fn dns_text(records: &[DnsRecord]) -> String {
     table.text()
 }
 
-fn routes_text(routes: &[RouteView]) -> String {
-    let mut table = Table::new(&["HOST", "INSTANCE", "PORT", "HEALTH", "CONNECTIONS"]);
+/// Routes as a table.
+pub fn routes_text(routes: &[RouteView]) -> String {
+    let mut table = Table::new(&[
+        "HOST",
+        "INSTANCE",
+        "PORT",
+        "HEALTH",
+        "CONNECTIONS",
+        "ASKS FOR",
+    ]);
     for route in routes {
         table.row([
             route.host.to_string(),
@@ -62,7 +70,17 @@ fn routes_text(routes: &[RouteView]) -> String {
             route.port.to_string(),
             route.health.clone(),
             route.connections.to_string(),
+            asks_for(route),
         ]);
     }
     table.text()
+}
+
+/// What a request must bring, in a few words.
+fn asks_for(route: &RouteView) -> String {
+    let https = route.redirect_https.then(|| "https".to_owned());
+    let body = route.max_body_bytes.map(|b| format!("body <= {b} B"));
+    let time = route.timeout_ms.map(|t| format!("answer in {t} ms"));
+    let words = [https, route.auth.clone(), body, time];
+    words.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }

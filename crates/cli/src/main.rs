@@ -16,6 +16,8 @@ mod configuration;
 mod connection;
 mod copy;
 mod deploy;
+mod dns;
+mod dns_setup;
 mod doctor;
 mod egress;
 mod ending;
@@ -27,14 +29,17 @@ mod forward;
 mod gateway;
 mod guest_text;
 mod image;
+mod lease;
 mod limits;
 mod node;
 mod open;
 mod operation;
 mod orphan;
 mod password;
+mod port;
 mod progress;
 mod quantity;
+mod route;
 mod sandbox;
 mod screen;
 mod serve;
@@ -135,9 +140,10 @@ async fn ask(
         Command::Cp(args) => copy::run(&client?, args, screen).await,
         Command::Forward(args) => forward::run(&client?, args, screen).await,
         Command::Open(args) => open::run(&client?, &args, screen).await,
-        Command::Lease(_) => gateway::leases(&client?, screen).await,
-        Command::Dns(_) => gateway::dns(&client?, screen).await,
-        Command::Route(_) => gateway::routes(&client?, screen).await,
+        Command::Lease(command) => lease::run(&client?, command, screen).await,
+        Command::Dns(command) => dns::run(&client?, command, screen).await,
+        Command::Route(command) => route::run(&client?, command, screen).await,
+        Command::Port(command) => port::run(&client?, command, screen).await,
         Command::Zone(_) => zone::list(&client?, screen).await,
         Command::Egress(command) => egress::run(&client?, &command, screen).await,
         Command::Operation(command) => operation::run(&client?, &command, screen).await,

@@ -52,6 +52,23 @@ pub fn disk_gb(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Bytes: `512K`, `10M`, `1G`; a bare number is bytes.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || "write a size like 512K, 10M or 1G".to_owned();
+    let (number, unit) = split(text).ok_or_else(wrong)?;
+    let shift = match unit {
+        "" | "B" => 0,
+        "K" | "KB" | "Ki" | "KiB" => 10,
+        "M" | "MB" | "Mi" | "MiB" => 20,
+        "G" | "GB" | "Gi" | "GiB" => 30,
+        _ => return Err(wrong()),
+    };
+    match number {
+        0 => Err(wrong()),
+        number => Ok(u64::from(number) << shift),
+    }
+}
+
 /// A duration: `500ms`, `30s`, `5m`, `1h`; a bare number is seconds.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || "write a duration like 500ms, 30s, 5m or 1h".to_owned();

@@ -12,6 +12,7 @@ mod calls;
 mod connection;
 mod egress;
 mod endpoint;
+mod entries;
 mod error;
 mod events;
 mod exec;

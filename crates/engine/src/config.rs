@@ -3,7 +3,9 @@
 //! Unknown keys are errors that name the nearest known key. What belongs to later parts of the
 //! product (`vms`, `remote_execution`) is accepted and left alone here.
 
+mod acme;
 mod node;
+mod outside;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -13,6 +15,7 @@ use api::{Domain, InstanceName, InterfaceName, NodeName, ZoneName};
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 
+use acme::AcmeSection;
 use node::{NodeSection, check_nodes};
 
 pub use node::NodeConfig;
@@ -99,6 +102,9 @@ struct ZoneSection {
     upstream_dns: Option<Vec<IpAddr>>,
     dhcp_lease: Option<String>,
     wan: WanSection,
+    acme: Option<AcmeSection>,
+    wan_dns: bool,
+    open_to: Vec<String>,
     appliance: ApplianceSection,
 }
 
@@ -234,6 +240,7 @@ fn check_zone(
     let subnet = check_subnet(&at("subnet"), subnet_text)?;
     let lease_text = section.dhcp_lease.as_deref().unwrap_or("12h");
     let appliance = &section.appliance;
+    let wan = check_wan(&at("wan"), &section.wan, index)?;
     Ok(ZoneSpec {
         name: name.clone(),
         node,
@@ -256,7 +263,13 @@ fn check_zone(
                 "write it like 30m or 12h (at least 2m)",
             )
         })?,
-        wan: check_wan(&at("wan"), &section.wan, index)?,
+        outside: outside::check(&at("open_to"), section.wan_dns, &section.open_to, &wan)?,
+        wan,
+        acme: section
+            .acme
+            .as_ref()
+            .map(|a| acme::check(&at("acme"), a))
+            .transpose()?,
         appliance: check_appliance(&at("appliance"), appliance, name)?,
     })
 }

@@ -42,6 +42,14 @@ pub enum Error {
     /// There is no such route.
     #[error("there is no route {0}")]
     UnknownRoute(HostName),
+    /// Nobody added that to the gateway.
+    #[error("there is no {what}")]
+    UnknownEntry {
+        /// What was asked for.
+        what: String,
+        /// Where to look what there is.
+        list: &'static str,
+    },
     /// The zone is not up.
     #[error("zone {0} is not up")]
     ZoneDown(ZoneName),
@@ -119,6 +127,9 @@ impl Error {
                 "unknown_route",
                 Some("what there is: proximity route list".into()),
             ),
+            Self::UnknownEntry { list, .. } => {
+                (404, "unknown_entry", Some(format!("what there is: {list}")))
+            }
             Self::ZoneDown(_) => (
                 409,
                 "zone_down",
@@ -159,6 +170,9 @@ fn store_problem(error: &StoreError, detail: String) -> Problem {
         StoreError::NameTaken(name) => Problem::new(409, "name_taken", detail).hint(format!(
             "choose another name, or look at it: proximity app show {name}"
         )),
+        StoreError::Taken { .. } => Problem::new(409, "taken", detail).hint(
+            "choose another one, or remove that first; what there is: proximity route list, port list, dns list, lease list",
+        ),
         StoreError::NoAddress(_) => Problem::new(409, "no_address", detail)
             .hint("delete an instance and wait a minute: a freed address rests before it is given out again"),
         StoreError::Busy { operation, .. } => Problem::new(409, "busy", detail)

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use api::app::{AppStatus, Limits};
 use api::egress::Egress;
+use api::entry::Protocol;
 use api::session::WindowSize;
 use api::{ImageDigest, InstanceId};
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
+use wire::gateway::edge::EdgeReport;
 use wire::gateway::{
     GatewayDiff, GatewayReport, GatewayState, NameRecord, ProbeRequest, Readiness, RouteReport,
     ServiceReport,
@@ -116,6 +118,8 @@ pub struct FakeNode {
     pub networks: Mutex<BTreeSet<String>>,
     /// What is in the way.
     pub conflicts: Mutex<Vec<String>>,
+    /// Ports of the node that lead to appliances, by zone.
+    pub published: Mutex<BTreeMap<String, Vec<(Protocol, u16)>>>,
     /// The last applied gateway state by appliance.
     pub gateways: Mutex<BTreeMap<InstanceId, GatewayState>>,
     /// Images that are there.
@@ -291,6 +295,31 @@ impl NodeNetwork for FakeNode {
         Ok(())
     }
 
+    async fn publish(
+        &self,
+        spec: &NodeNetworkSpec,
+        ports: &[(Protocol, u16)],
+    ) -> Result<(), PortError> {
+        let mut published = locked(&self.published);
+        if published
+            .get(spec.zone.as_str())
+            .map_or(&[][..], Vec::as_slice)
+            != ports
+        {
+            published.insert(spec.zone.to_string(), ports.to_vec());
+        }
+        Ok(())
+    }
+
+    async fn listens(
+        &self,
+        _spec: &NodeNetworkSpec,
+        _protocol: Protocol,
+        port: u16,
+    ) -> Result<bool, PortError> {
+        Ok(port == 22)
+    }
+
     async fn remove(&self, spec: &NodeNetworkSpec) -> Result<(), PortError> {
         self.called("unnetwork", &spec.zone).await?;
         locked(&self.networks).remove(spec.zone.as_str());
@@ -356,6 +385,10 @@ impl Gateway for FakeNode {
                     })
                 })
                 .collect(),
+            edge: EdgeReport {
+                authority: Some("a certificate".into()),
+                sites: vec![],
+            },
         })
     }
 

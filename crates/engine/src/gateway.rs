@@ -1,17 +1,29 @@
 //! The gateway state a zone's appliance should have, composed from the records. Pure.
 
-use wire::gateway::{EgressRule, GatewayState, Lease, PublishedPort};
+pub mod entry;
+pub mod names;
+pub mod secret;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use api::{HostName, InstanceId};
+use wire::gateway::edge::{Edge, KeptAddress, PublishedPort};
+use wire::gateway::{EgressRule, GatewayState, Lease, NameRecord, Route, ZonePort};
 
 use crate::instance::InstanceRecord;
 use crate::zone::ZoneSpec;
+use entry::{Entry, RecordTarget, RouteEntry};
 
 /// The whole state for a zone: the hosts of all published instances, the routes of all routed ones, whose ports
-/// the zone's other apps may reach too, and the policies of all that may not reach the whole internet.
-/// A routed instance that is not published gets no route: the gateway would refuse the state.
+/// the zone's other apps may reach too, the policies of all that may not reach the whole internet, and what
+/// people added that leads to them or to nobody. A routed instance that is not published gets no route: the
+/// gateway would refuse the state.
 pub fn desired(
     zone: &ZoneSpec,
     instances: &[InstanceRecord],
     leases: &[Lease],
+    entries: &[Entry],
 ) -> Result<GatewayState, api::InvalidName> {
     let mut members: Vec<&InstanceRecord> = instances
         .iter()
@@ -21,11 +33,8 @@ pub fn desired(
     Ok(GatewayState {
         network: zone.served_network()?,
         hosts: members.iter().map(|i| i.reserved_host(zone)).collect(),
-        routes: members
-            .iter()
-            .filter(|i| i.routed)
-            .filter_map(|i| i.route(zone))
-            .collect(),
+        routes: routes(zone, &members, entries),
+        edge: edge(zone, &members, entries),
         leases: leases.to_vec(),
         published: published(&members),
         egress: egress(zone, instances),
@@ -58,10 +67,10 @@ pub fn leases(
 }
 
 /// A sandbox publishes nothing.
-fn published(members: &[&InstanceRecord]) -> Vec<PublishedPort> {
+fn published(members: &[&InstanceRecord]) -> Vec<ZonePort> {
     let apps = members.iter().filter(|i| i.routed);
     let ports = apps.filter_map(|i| {
-        Some(PublishedPort {
+        Some(ZonePort {
             instance: i.id.clone(),
             port: i.as_app()?.port,
         })
@@ -86,11 +95,93 @@ fn egress(zone: &ZoneSpec, instances: &[InstanceRecord]) -> Vec<EgressRule> {
     rules
 }
 
+/// By host: an app's own, unless somebody gave that name other settings, and the added ones.
+fn routes(zone: &ZoneSpec, members: &[&InstanceRecord], entries: &[Entry]) -> Vec<Route> {
+    let routed = || members.iter().filter(|i| i.routed);
+    let own = routed().filter_map(|i| i.route(zone));
+    let added = entries.iter().filter_map(|entry| match entry {
+        Entry::Route(route) if routed().any(|i| i.id == route.instance) => Some(added(route)),
+        _ => None,
+    });
+    let all = own.chain(added);
+    let by_host: BTreeMap<HostName, Route> = all.map(|r| (r.host.clone(), r)).collect();
+    by_host.into_values().collect()
+}
+
+fn added(route: &RouteEntry) -> Route {
+    Route {
+        host: route.host.clone(),
+        instance: route.instance.clone(),
+        port: route.port,
+        policy: route.policy.clone(),
+    }
+}
+
+fn edge(zone: &ZoneSpec, members: &[&InstanceRecord], entries: &[Entry]) -> Edge {
+    let address_of = |id: &InstanceId| members.iter().find(|i| i.id == *id).map(|i| i.address);
+    let own_name = |host: &HostName| members.iter().any(|i| i.host(zone) == *host);
+    let mut edge = Edge {
+        acme: zone.acme.clone(),
+        outside: zone.outside.clone(),
+        ..Edge::default()
+    };
+    for entry in entries {
+        match entry {
+            // The proxy answers for it, as long as there is an app.
+            Entry::Route(route)
+                if names::label_in(&route.host, &zone.domain).is_some()
+                    && address_of(&route.instance).is_some()
+                    && !own_name(&route.host) =>
+            {
+                edge.names.push(name(&route.host, zone.gateway()));
+            }
+            Entry::Route(_) => {}
+            Entry::Port(port) => {
+                edge.ports
+                    .extend(address_of(&port.instance).map(|address| PublishedPort {
+                        protocol: port.protocol,
+                        listen: port.listen,
+                        address,
+                        port: port.port,
+                    }))
+            }
+            Entry::Record(record) => {
+                let address = match &record.target {
+                    RecordTarget::Address(address) => Some(*address),
+                    RecordTarget::Instance(id) => address_of(id),
+                };
+                edge.names.extend(address.map(|a| name(&record.name, a)));
+            }
+            Entry::Reservation(kept) => {
+                edge.names.push(name(&kept.host, kept.address));
+                edge.reservations.push(KeptAddress {
+                    mac: kept.mac,
+                    address: kept.address,
+                });
+            }
+        }
+    }
+    edge.ports.sort();
+    edge.names.sort();
+    edge.reservations.sort_by_key(|kept| kept.mac);
+    edge
+}
+
+fn name(name: &HostName, address: Ipv4Addr) -> NameRecord {
+    NameRecord {
+        name: name.clone(),
+        address,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fake;
     use api::egress::Egress;
+    use api::entry::Protocol;
+    use entry::{PortEntry, RecordEntry, ReservationEntry};
+    use wire::gateway::policy::RoutePolicy;
 
     #[test]
     fn only_what_is_published_and_routed_shows() {
@@ -106,7 +197,7 @@ mod tests {
         instances[0].routed = true;
         instances[1].published = true;
         instances[2].routed = true;
-        let state = desired(&zone, &instances, &[]).unwrap();
+        let state = desired(&zone, &instances, &[], &[]).unwrap();
         let names: Vec<_> = state.hosts.iter().map(|h| h.name.as_str()).collect();
         assert_eq!(names, ["a", "c"]);
         let hosts: Vec<_> = state.routes.iter().map(|r| r.host.as_str()).collect();
@@ -118,9 +209,10 @@ mod tests {
             .collect();
         assert_eq!(ports, [(&instances[0].id, 80)]);
         assert_eq!(state.egress, []);
+        assert!(state.edge.is_empty());
         instances[1].egress = "example.com".parse().unwrap();
         instances[2].egress = Egress::Off;
-        let state = desired(&zone, &instances, &[]).unwrap();
+        let state = desired(&zone, &instances, &[], &[]).unwrap();
         let rules: Vec<_> = state
             .egress
             .iter()
@@ -157,5 +249,94 @@ mod tests {
         check(&[], &[lease(400)], &[]);
         web.published = false;
         assert_eq!(leases(&zone, &[web], &[lease(900)], &[], 500), []);
+    }
+
+    fn route(host: &str, instance: &InstanceId, port: u16) -> Entry {
+        Entry::Route(RouteEntry {
+            host: host.parse().unwrap(),
+            instance: instance.clone(),
+            port,
+            policy: RoutePolicy::default(),
+        })
+    }
+
+    #[test]
+    fn entries_lead_to_what_is_there() {
+        let zone = fake::zone_spec();
+        let mut web = fake::instance_record("web");
+        (web.published, web.routed) = (true, true);
+        let gone = InstanceId::from_bytes([0xff; 8]);
+        let record = |name: &str, target| {
+            let name = name.parse().unwrap();
+            Entry::Record(RecordEntry { name, target })
+        };
+        let port = |listen, instance: &InstanceId| {
+            Entry::Port(PortEntry {
+                protocol: Protocol::Tcp,
+                listen,
+                instance: instance.clone(),
+                port: 5432,
+            })
+        };
+        let entries = [
+            route("api.prox.local", &web.id, 8080),
+            route("web.prox.local", &web.id, 8081),
+            route("shop.example.com", &web.id, 8082),
+            route("lost.prox.local", &gone, 80),
+            record("db.prox.local", RecordTarget::Instance(web.id.clone())),
+            record(
+                "nas.prox.local",
+                RecordTarget::Address([192, 0, 2, 9].into()),
+            ),
+            record("none.prox.local", RecordTarget::Instance(gone.clone())),
+            port(15432, &web.id),
+            port(15433, &gone),
+            Entry::Reservation(ReservationEntry {
+                mac: "02:00:00:00:00:07".parse().unwrap(),
+                address: [10, 20, 0, 251].into(),
+                name: "printer".parse().unwrap(),
+                host: "printer.prox.local".parse().unwrap(),
+            }),
+        ];
+        let state = desired(&zone, &[web.clone()], &[], &entries).unwrap();
+        let routes: Vec<_> = state
+            .routes
+            .iter()
+            .map(|r| (r.host.as_str(), r.port))
+            .collect();
+        assert_eq!(
+            routes,
+            [
+                ("api.prox.local", 8080),
+                ("shop.example.com", 8082),
+                ("web.prox.local", 8081)
+            ]
+        );
+        let names: Vec<_> = state
+            .edge
+            .names
+            .iter()
+            .map(|n| format!("{} {}", n.name, n.address))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "api.prox.local 10.20.0.1",
+                "db.prox.local 10.20.0.100",
+                "nas.prox.local 192.0.2.9",
+                "printer.prox.local 10.20.0.251"
+            ]
+        );
+        let ports: Vec<_> = state.edge.ports.iter().map(|p| p.listen).collect();
+        assert_eq!(ports, [15432]);
+        assert_eq!(state.edge.reservations.len(), 1);
+        // An app that is stopped keeps its entries and has no routes.
+        web.routed = false;
+        assert!(
+            desired(&zone, &[web], &[], &entries)
+                .unwrap()
+                .routes
+                .is_empty()
+        );
     }
 }

@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use api::app::Limits;
+use api::entry::Protocol;
 use api::{ImageDigest, InstanceId, InstanceName, InterfaceName, MacAddr, ZoneName};
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -195,6 +196,22 @@ pub trait NodeNetwork: Send + Sync {
 
     /// Makes it so. Touches nothing that does not carry our mark. Idempotent.
     async fn ensure(&self, spec: &NodeNetworkSpec) -> Result<(), PortError>;
+
+    /// Makes exactly these ports of the node lead to the same ports of a managed WAN's appliance.
+    /// Idempotent; with a WAN bridge of the operator's there is nothing to do.
+    async fn publish(
+        &self,
+        spec: &NodeNetworkSpec,
+        ports: &[(Protocol, u16)],
+    ) -> Result<(), PortError>;
+
+    /// Whether something of the node listens on a port that would be taken from it.
+    async fn listens(
+        &self,
+        spec: &NodeNetworkSpec,
+        protocol: Protocol,
+        port: u16,
+    ) -> Result<bool, PortError>;
 
     /// Takes what is ours away and puts settings back. Goes on past errors and reports all.
     async fn remove(&self, spec: &NodeNetworkSpec) -> Result<(), PortError>;

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 pub use wire::gateway::Lease;
 
+use crate::gateway::entry::EntryStore;
 use crate::instance::InstanceRecord;
 use crate::zone::ZoneRecord;
 
@@ -17,6 +18,14 @@ pub enum StoreError {
     /// An instance of that name exists.
     #[error("the name {0} is taken")]
     NameTaken(InstanceName),
+    /// A name, an address or a port of the zone belongs to something else.
+    #[error("{what} belongs to {by}")]
+    Taken {
+        /// What was asked for.
+        what: String,
+        /// What has it.
+        by: String,
+    },
     /// No address of the zone is free and rested.
     #[error("zone {0} has no free address")]
     NoAddress(ZoneName),
@@ -71,7 +80,7 @@ pub struct NewOperation {
 
 /// Where desired state lives. Transactions are inside the methods, one each.
 #[async_trait]
-pub trait Store: Send + Sync {
+pub trait Store: EntryStore {
     /// All zones ever brought up and not yet taken down.
     async fn zones(&self) -> Result<Vec<ZoneRecord>, StoreError>;
     /// One zone.

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use api::Problem;
-use api::gateway::{AppliancePassword, ApplianceStatus, DnsRecord, LeaseView, RouteView};
+use api::gateway::{
+    AppliancePassword, ApplianceStatus, Authority, DnsRecord, LeaseView, RouteView, SiteView,
+};
 use axum::extract::{Path, State as Extract};
 use axum::routing::{get, put};
 use axum::{Extension, Json, Router};
@@ -19,9 +21,8 @@ pub(crate) fn routes() -> Router<State> {
         .route("/appliance/status", get(status))
         .route("/appliance/services", get(services))
         .route("/appliance/dhcp/leases", get(leases))
-        .route("/appliance/dns/records", get(records))
-        .route("/appliance/vhosts", get(vhosts))
-        .route("/appliance/vhosts/{host}", get(vhost))
+        .route("/appliance/ca", get(authority))
+        .route("/appliance/sites", get(sites))
         .route("/appliance/password", put(password))
 }
 
@@ -97,6 +98,26 @@ pub(crate) async fn vhost(
     Ok(Json(
         state.controller.route(of.zone.as_deref(), &host).await?,
     ))
+}
+
+/// The certificate of the zone's own authority, to trust on machines that open its pages.
+#[utoipa::path(get, path = "/api/v1/appliance/ca", tag = "appliance", params(OfZone), responses(
+    (status = 200, body = Authority), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(crate) async fn authority(
+    Extract(state): Extract<State>,
+    Params(of): Params<OfZone>,
+) -> Result<Json<Authority>, Failed> {
+    Ok(Json(state.controller.authority(of.zone.as_deref()).await?))
+}
+
+/// The operators' own sites of the reverse proxy.
+#[utoipa::path(get, path = "/api/v1/appliance/sites", tag = "appliance", params(OfZone), responses(
+    (status = 200, body = [SiteView]), (status = 409, body = Problem)))]
+pub(crate) async fn sites(
+    Extract(state): Extract<State>,
+    Params(of): Params<OfZone>,
+) -> Result<Json<Vec<SiteView>>, Failed> {
+    Ok(Json(state.controller.sites(of.zone.as_deref()).await?))
 }
 
 /// Sets the password of the management page's `root`; until then nobody can log in.

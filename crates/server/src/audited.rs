@@ -36,6 +36,7 @@ use serde_json::{Value, json};
 
 use crate::answer::Failed;
 use crate::auth::Actor;
+use crate::entries;
 use crate::idempotency::REPLAYED;
 use crate::system::OfZone;
 use crate::{Peer, State};
@@ -86,6 +87,11 @@ const ACTIONS: &[(Method, &str, &str)] = &[
         "appliance.password",
     ),
 ];
+
+/// All calls that change something.
+fn actions_known() -> impl Iterator<Item = &'static (Method, &'static str, &'static str)> {
+    ACTIONS.iter().chain(entries::ACTIONS)
+}
 
 /// Calls whose bodies are streams: what the log shows of them stands in their query.
 const STREAMED: &[&str] = &["instance.file.write", "instance.forward"];
@@ -306,16 +312,19 @@ async fn named(parts: &mut Parts, state: &State) -> Entry {
         .extensions
         .get::<MatchedPath>()
         .map(MatchedPath::as_str);
-    let known = ACTIONS
-        .iter()
-        .find(|(method, at, _)| parts.method == *method && path == Some(at));
+    let known = actions_known().find(|(method, at, _)| parts.method == *method && path == Some(at));
     let Some((_, _, action)) = known else {
         let action = format!("http.{}", parts.method.as_str().to_ascii_lowercase());
         return Entry::new("", action, parts.uri.path());
     };
     let params = RawPathParams::from_request_parts(parts, state).await;
-    let target = match params.ok().as_ref().and_then(|p| p.iter().next()) {
-        Some((_, name)) => name.to_owned(),
+    let words = params.ok().map(|p| {
+        p.iter()
+            .map(|(_, word)| word.to_owned())
+            .collect::<Vec<_>>()
+    });
+    let target = match words.filter(|words| !words.is_empty()) {
+        Some(words) => words.join("/"),
         None if *action == "appliance.password" => zone_of(parts, state).await,
         None => String::new(),
     };
@@ -374,7 +383,14 @@ fn with_body(mut entry: Entry, body: &[u8]) -> Entry {
                 entry.channel = exec.channel;
             }
         }
-        _ => {}
+        action => {
+            if let Some((target, detail)) = entries::told(action, body) {
+                entry.detail = detail;
+                if !target.is_empty() {
+                    entry.target = target;
+                }
+            }
+        }
     }
     entry
 }
@@ -491,7 +507,7 @@ impl Passwords {
     /// is the name of an action or of the caller stays visible.
     pub(crate) fn hide(&self, log: &Log, zone: &ZoneName, password: &str, actor: &Actor) {
         let is_ours = |word: &str| word.contains(password.trim());
-        if is_ours(&actor.name) || ACTIONS.iter().any(|(_, _, action)| is_ours(action)) {
+        if is_ours(&actor.name) || actions_known().any(|(_, _, action)| is_ours(action)) {
             return;
         }
         // Shorter ones than the log takes are refused long before this.
@@ -520,8 +536,7 @@ mod tests {
                 }
             }
         }
-        let mut named: Vec<(String, String)> = ACTIONS
-            .iter()
+        let mut named: Vec<(String, String)> = actions_known()
             .map(|(method, path, _)| (method.to_string(), (*path).to_owned()))
             .collect();
         written.sort();

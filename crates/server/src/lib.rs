@@ -7,7 +7,7 @@
 //! ```
 //!
 //! One noun, one file: [`system`], [`zones`], [`apps`], [`sandboxes`], [`instances`], [`egress`], [`sessions`],
-//! [`files`], [`forward`], [`appliance`], [`operations`], [`audit_records`].
+//! [`files`], [`forward`], [`appliance`], [`entries`], [`operations`], [`audit_records`].
 
 mod answer;
 mod appliance;
@@ -16,6 +16,7 @@ mod audit_records;
 mod audited;
 mod auth;
 mod egress;
+mod entries;
 mod files;
 mod forward;
 mod hearing;
@@ -114,6 +115,7 @@ pub(crate) fn router(controller: Controller, audit: audit::Log, socket: &Path) -
         .merge(sandboxes::routes())
         .merge(orphans::routes())
         .merge(appliance::routes())
+        .merge(entries::routes())
         .merge(operations::routes())
         .merge(audit_records::routes())
         .layer(middleware::from_fn_with_state(

@@ -6,8 +6,8 @@ use utoipa::{Modify, OpenApi};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::{
-    State, appliance, apps, audit_records, egress, files, forward, instances, operations, orphans,
-    sandboxes, sessions, system, zones,
+    State, appliance, apps, audit_records, egress, entries, files, forward, instances, operations,
+    orphans, sandboxes, sessions, system, zones,
 };
 
 #[derive(OpenApi)]
@@ -23,6 +23,11 @@ use crate::{
         appliance::status, appliance::services, appliance::leases, appliance::records,
         appliance::vhosts, appliance::vhost, appliance::password,
         orphans::list, orphans::remove,
+        appliance::authority, appliance::sites,
+        entries::add_route, entries::put_route, entries::remove_route,
+        entries::ports, entries::publish, entries::unpublish,
+        entries::add_record, entries::remove_record,
+        entries::reservations, entries::reserve, entries::release,
         operations::list, operations::show, operations::events,
         audit_records::list,
     ),

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use crate::{SqliteStore, failed, from_json, from_word, operations, parse, to_json, word};
+use crate::{SqliteStore, entries, failed, from_json, from_word, operations, parse, to_json, word};
 
 fn record(row: &SqliteRow) -> Result<InstanceRecord, StoreError> {
     let text = |column: &'static str| {
@@ -109,6 +109,7 @@ impl SqliteStore {
             return Err(StoreError::NameTaken(new.name.clone()));
         }
         require_zone_up(&mut tx, &new.zone).await?;
+        entries::refuse_taken_name(&mut tx, &new.zone, &new.name).await?;
         let address = reserve_address(&mut tx, new, range, operation.at).await?;
         let record = InstanceRecord {
             address,
@@ -307,11 +308,12 @@ async fn reserve_address(
     range: (Ipv4Addr, Ipv4Addr),
     now: Timestamp,
 ) -> Result<Ipv4Addr, StoreError> {
-    let used: Vec<(String,)> = sqlx::query_as("SELECT address FROM instances WHERE zone = ?")
+    let mut used: Vec<(String,)> = sqlx::query_as("SELECT address FROM instances WHERE zone = ?")
         .bind(new.zone.as_str())
         .fetch_all(&mut **tx)
         .await
         .map_err(failed("list addresses"))?;
+    used.extend(entries::kept_addresses(tx, &new.zone).await?);
     let freed: Vec<(String, String)> =
         sqlx::query_as("SELECT address, freed_at FROM freed_addresses WHERE zone = ?")
             .bind(new.zone.as_str())

@@ -4,6 +4,7 @@
 //!
 //! Owns the database file. Never interprets what it keeps: plans and rules are the engine's.
 
+mod entries;
 #[cfg(debug_assertions)]
 mod fault_points;
 mod instances;

@@ -36,6 +36,10 @@ pub const RELAY_PORT: u16 = 39384;
 /// Where the agent of a node listens.
 pub const NODE_PORT: u16 = 39385;
 
+/// Where the relay takes gRPC from the reverse proxy of its own appliance, on loopback only: that
+/// proxy speaks HTTP/2 without TLS to TCP sockets alone. It leads where the routes lead.
+pub const GRPC_PORT: u16 = 39386;
+
 /// What a token lets its bearer do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -4,7 +4,9 @@
 //! The state is always complete, never a change, so that applying it twice is the same as once and
 //! a lost message loses nothing.
 
-mod policy;
+pub mod edge;
+mod egress;
+pub mod policy;
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -12,7 +14,10 @@ use api::{Domain, HostName, InstanceId, InstanceName, InterfaceName, MacAddr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-pub use policy::{EgressRule, PublishedPort, RefusedReport};
+pub use egress::{EgressRule, RefusedReport, ZonePort};
+
+use edge::{Edge, EdgeReport};
+use policy::RoutePolicy;
 
 /// Everything an appliance should do for its zone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,10 +34,13 @@ pub struct GatewayState {
     pub leases: Vec<Lease>,
     /// Ports of apps that the zone's other apps may reach, sorted by instance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub published: Vec<PublishedPort>,
+    pub published: Vec<ZonePort>,
     /// Guests that may reach less than the whole internet, sorted by address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub egress: Vec<EgressRule>,
+    /// What people added beside them.
+    #[serde(default, skip_serializing_if = "Edge::is_empty")]
+    pub edge: Edge,
 }
 
 /// The zone's network as its appliance sees it.
@@ -83,6 +91,9 @@ pub struct Route {
     pub instance: InstanceId,
     /// TCP port on the instance.
     pub port: u16,
+    /// What it asks of a request.
+    #[serde(default, skip_serializing_if = "RoutePolicy::is_plain")]
+    pub policy: RoutePolicy,
 }
 
 /// What an apply changed. All empty when the state held already.
@@ -127,6 +138,9 @@ pub struct GatewayReport {
     /// What guests with an egress rule were refused lately, sorted by address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<RefusedReport>,
+    /// Certificates and operators' sites.
+    #[serde(default)]
+    pub edge: EdgeReport,
 }
 
 /// One service of the appliance.
@@ -153,7 +167,7 @@ pub struct Lease {
 }
 
 /// One name that the zone's DNS answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NameRecord {
     /// The full name.
     pub name: HostName,

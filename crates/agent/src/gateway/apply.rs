@@ -12,6 +12,7 @@
 //! a route of somebody else closed or, worse, open. All failures are told in the end.
 
 use std::fmt::Display;
+use std::path::Path;
 use std::time::Instant;
 
 use wire::gateway::{GatewayDiff, GatewayState, ZoneNetwork};
@@ -19,13 +20,17 @@ use wire::gateway::{GatewayDiff, GatewayState, ZoneNetwork};
 use super::contents::Contents;
 use super::dns_probe::Answer;
 use super::hosts::HostPlan;
+use super::identity::CaddyUser;
 use super::paths::Paths;
 use super::publish::Dnsmasq;
 use super::service::{Activate, Installation, systemctl};
+use super::sites::Taken;
 use super::state::LoadError;
 use super::system::{CommandError, System};
 use super::validate::{InvalidState, validate};
-use super::{Gateway, caddy, dnsmasq, hosts, identity, kernel, leases, nftables, state};
+use super::{
+    Gateway, authority, caddy, dnsmasq, hosts, identity, kernel, leases, nftables, report, state,
+};
 use crate::durable::{self, FileError, Keep};
 use crate::relay::route::Target;
 
@@ -71,7 +76,7 @@ impl Progress {
 impl<S: System> Gateway<S> {
     /// What must be there before the first state: directories and settings of the kernel.
     pub fn prepare(&self) -> Result<(), FileError> {
-        let parent = |path: &std::path::Path| path.parent().map(ToOwned::to_owned);
+        let parent = |path: &Path| path.parent().map(ToOwned::to_owned);
         for directory in [
             parent(&self.paths.caddyfile()),
             parent(&self.paths.leases()),
@@ -107,7 +112,7 @@ impl<S: System> Gateway<S> {
         let mut progress = Progress::default();
         let targets = Target::all_of(&state);
         progress.diff.routes_closed = self.routes.close_others(&targets);
-        let plan = self.plan_hosts(&state, &mut progress);
+        let plan = self.plan_hosts(&state, &mut progress).await;
         if let Some(plan) = &plan {
             let withdrawn = self.withdraw(&state, plan).await;
             progress.note("withdrawing hosts", withdrawn);
@@ -118,14 +123,14 @@ impl<S: System> Gateway<S> {
         if progress.note("leases", restored) == Some(true) {
             progress.changed("leases", "restored");
         }
-        self.configure_dnsmasq(&state.network, &mut progress).await;
+        self.configure_dnsmasq(&state, &mut progress).await;
         if let Some(plan) = plan {
             let published = self.publish(&state.network, &plan).await;
             progress.note("publishing hosts", published);
             progress.diff.hosts_withdrawn = plan.withdrawn;
             progress.diff.hosts_published = plan.published;
         }
-        self.configure_caddy(&state.network, &mut progress).await;
+        self.configure_caddy(&state, &mut progress).await;
         let (opened, failed) = self.routes.open(&targets);
         progress.diff.routes_opened = opened;
         progress
@@ -152,8 +157,12 @@ impl<S: System> Gateway<S> {
         })
     }
 
-    fn plan_hosts(&self, state: &GatewayState, progress: &mut Progress) -> Option<HostPlan> {
-        let wanted = progress.note("writing hosts", hosts::wanted(state))?;
+    async fn plan_hosts(&self, state: &GatewayState, progress: &mut Progress) -> Option<HostPlan> {
+        let outside = match state.edge.outside.dns {
+            true => report::address(&self.system, &state.network.wan).await,
+            false => None,
+        };
+        let wanted = progress.note("writing hosts", hosts::wanted(state, outside))?;
         let found = progress.note("reading hosts", hosts::read(&self.paths))?;
         Some(HostPlan::new(&wanted, &found))
     }
@@ -176,7 +185,8 @@ impl<S: System> Gateway<S> {
 
     /// The kernel first: what it refuses must not stand in the file that is loaded at boot.
     async fn load_firewall(&self, state: &GatewayState, progress: &mut Progress) {
-        let Some(ruleset) = progress.note("firewall", nftables::render(&state.network)) else {
+        let rendered = nftables::render(&state.network, &state.edge);
+        let Some(ruleset) = progress.note("firewall", rendered) else {
             return;
         };
         let contents = Contents::of(state);
@@ -196,8 +206,9 @@ impl<S: System> Gateway<S> {
         progress.note("firewall", replace(&self.paths.nftables_conf(), &at_boot));
     }
 
-    async fn configure_dnsmasq(&self, network: &ZoneNetwork, progress: &mut Progress) {
-        let rendered = dnsmasq::render(network, &self.paths);
+    async fn configure_dnsmasq(&self, state: &GatewayState, progress: &mut Progress) {
+        let network = &state.network;
+        let rendered = dnsmasq::render(network, state.edge.outside.dns, &self.paths);
         let Some(text) = progress.note("dnsmasq", rendered) else {
             return;
         };
@@ -221,12 +232,37 @@ impl<S: System> Gateway<S> {
         }
     }
 
-    async fn configure_caddy(&self, network: &ZoneNetwork, progress: &mut Progress) {
-        let rendered = caddy::render(network, &self.paths);
-        let Some(text) = progress.note("caddy", rendered) else {
+    /// Takes what operators changed in their sites; a change is a reason for a reload.
+    async fn take_sites(
+        &self,
+        user: Option<CaddyUser>,
+        progress: &mut Progress,
+        render: impl Fn(&Path) -> String,
+    ) -> Option<Taken> {
+        let taken = self
+            .sites
+            .take(&self.paths, &self.system, user, render)
+            .await;
+        let taken = progress.note("sites", taken).filter(Taken::is_change)?;
+        let mark = self.paths.pending("caddy");
+        progress.note("sites", durable::replace(&mark, b"", 0o600, Keep::Derived))?;
+        Some(taken)
+    }
+
+    async fn configure_caddy(&self, state: &GatewayState, progress: &mut Progress) {
+        let network = &state.network;
+        let acme = state.edge.acme.as_ref();
+        let user = identity::caddy(&self.paths);
+        let authority = authority::ensure(&self.paths, &self.system, &network.domain, user).await;
+        let Some(authority) = progress.note("authority", authority) else {
             return;
         };
-        let user = identity::caddy(&self.paths);
+        let render = |sites: &Path| caddy::render(network, acme, &authority, sites, &self.paths);
+        let Some(text) = progress.note("caddy", render(&self.paths.accepted_sites())) else {
+            return;
+        };
+        let sites = self.take_sites(user, progress, |d| render(d).unwrap_or_default());
+        let sites = sites.await;
         let file = Installation {
             service: "caddy",
             path: self.paths.caddyfile(),
@@ -234,7 +270,13 @@ impl<S: System> Gateway<S> {
             check: &|candidate| caddy::validate(candidate, user),
         };
         let service = Caddy(&self.system, &self.paths);
-        let installed = file.install(&self.paths, &self.system, &service).await;
+        let mut installed = file.install(&self.paths, &self.system, &service).await;
+        if let (Err(error), Some(taken)) = (&installed, &sites) {
+            // The zone's own routes come first: once more without what the operator changed.
+            let undone = taken.undo(&self.paths, &self.sites, &error.to_string());
+            progress.note("sites", undone);
+            installed = file.install(&self.paths, &self.system, &service).await;
+        }
         match progress.note("caddy", installed) {
             Some(Some(done)) => progress.changed("caddy", done),
             Some(None) if !self.system.accepts(&self.paths.caddy_admin()).await => {
@@ -248,7 +290,7 @@ impl<S: System> Gateway<S> {
     }
 }
 
-fn replace(path: &std::path::Path, text: &str) -> Result<(), FileError> {
+fn replace(path: &Path, text: &str) -> Result<(), FileError> {
     durable::replace_if_changed(path, text.as_bytes(), 0o644, Keep::Durable).map(|_| ())
 }
 

@@ -25,7 +25,7 @@ pub struct Contents {
 impl Contents {
     /// What a state asks for.
     pub fn of(state: &GatewayState) -> Self {
-        let address_of = |published: &wire::gateway::PublishedPort| {
+        let address_of = |published: &wire::gateway::ZonePort| {
             let mut hosts = state.hosts.iter();
             let host = hosts.find(|h| h.instance == published.instance)?;
             Some((host.address, published.port))
@@ -162,11 +162,11 @@ fn mark(destinations: &[Destination]) -> u32 {
 mod tests {
     use super::*;
     use crate::gateway::fake;
-    use wire::gateway::{EgressRule, PublishedPort};
+    use wire::gateway::{EgressRule, ZonePort};
 
     fn state() -> GatewayState {
         let mut state = fake::state();
-        state.published = vec![PublishedPort {
+        state.published = vec![ZonePort {
             instance: state.hosts[0].instance.clone(),
             port: 80,
         }];

@@ -18,11 +18,19 @@ use super::word::{UnsafeWord, word};
 const OWN_NAMES: &[&str] = &["gateway", "prox-appliance"];
 
 /// The configuration of a zone's DHCP and DNS.
-pub fn render(network: &ZoneNetwork, paths: &Paths) -> Result<String, UnsafeWord> {
+pub fn render(network: &ZoneNetwork, outside: bool, paths: &Paths) -> Result<String, UnsafeWord> {
     let mut text = String::from(
         "# Written by proximity-agent from the zone's desired state; changes here are lost.\n",
     );
-    for (key, values) in settings(network, paths)? {
+    let mut settings = settings(network, paths)?;
+    if outside {
+        let wan = word(&network.wan)?;
+        settings.push(("interface", vec![wan.clone()]));
+        settings.push(("no-dhcp-interface", vec![wan]));
+        // A name that has an address in the asker's network is answered with that one alone.
+        settings.push(("localise-queries", Vec::new()));
+    }
+    for (key, values) in settings {
         text.push_str(key);
         if !values.is_empty() {
             text.push('=');
@@ -115,19 +123,26 @@ mod tests {
 
     #[test]
     fn the_configuration_of_the_default_zone() {
-        insta::assert_snapshot!(render(&fake::state().network, &Paths::appliance()).unwrap());
+        let (network, paths) = (fake::state().network, Paths::appliance());
+        let inside = render(&network, false, &paths).unwrap();
+        insta::assert_snapshot!(inside);
+        let outside = render(&network, true, &paths).unwrap();
+        assert_eq!(
+            outside.strip_prefix(&inside),
+            Some("interface=eth0\nno-dhcp-interface=eth0\nlocalise-queries\n")
+        );
     }
 
     #[test]
     fn a_path_that_could_leave_its_line_is_refused() {
         let paths = Paths::below(Path::new("/tmp/a\nconf-script=/bin/sh"));
-        assert!(render(&fake::state().network, &paths).is_err());
+        assert!(render(&fake::state().network, false, &paths).is_err());
     }
 
     proptest! {
         #[test]
         fn what_is_written_is_read_back(network in fake::any_network()) {
-            let text = render(&network, &Paths::appliance()).unwrap();
+            let text = render(&network, false, &Paths::appliance()).unwrap();
             let lines: Vec<(&str, Vec<&str>)> = text
                 .lines()
                 .filter(|l| !l.starts_with('#'))

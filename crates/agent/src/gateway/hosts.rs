@@ -1,6 +1,6 @@
 //! Reservations and names of instances: the one writer of dnsmasq's host files, and their plan.
 //!
-//! An instance has two files named by its id, one in dnsmasq's `dhcp-hostsdir` and one in its
+//! Names and reservations that people added have files of their own. An instance has two files named by its id, one in dnsmasq's `dhcp-hostsdir` and one in its
 //! `hostsdir`. What dnsmasq 2.90 does with them, found out by trying:
 //! * a file added to either is read at once (inotify), and events are handled in order;
 //! * a names file replaced or removed is followed at once, too;
@@ -9,7 +9,7 @@
 //! So reservations go or change by removal and SIGHUP first, and are then written anew. Planning is
 //! pure; [`read`] and [`write()`] are the only parts that touch files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::net::Ipv4Addr;
@@ -50,8 +50,14 @@ impl fmt::Display for Reservation {
     }
 }
 
-/// The files that `state` asks for.
-pub fn wanted(state: &GatewayState) -> Result<HostFiles, UnsafeWord> {
+/// The files that `state` asks for. `outside` is the appliance's address on the WAN side, where names are
+/// answered there: a second address of all names that the proxy answers for.
+pub fn wanted(state: &GatewayState, outside: Option<Ipv4Addr>) -> Result<HostFiles, UnsafeWord> {
+    let routed: BTreeSet<&HostName> = state.routes.iter().map(|r| &r.host).collect();
+    let proxied = |name: &HostName| match outside {
+        Some(wan) if routed.contains(name) => format!("{wan} {name}\n"),
+        _ => String::new(),
+    };
     let mut files = HostFiles::default();
     let (domain, lease_s) = (word(&state.network.domain)?, word(state.network.lease_s)?);
     for host in &state.hosts {
@@ -63,9 +69,28 @@ pub fn wanted(state: &GatewayState) -> Result<HostFiles, UnsafeWord> {
         let mac = word(host.mac)?;
         // No name here: it would become a DNS name that stays as long as the lease.
         let reservation = format!("{mac},{address},{lease_s}\n");
-        let names = format!("{address} {name}.{domain} {name}\n");
+        let full = HostName::in_domain(&host.name, &state.network.domain);
+        let names = format!("{address} {name}.{domain} {name}\n{}", proxied(&full));
         files.reservations.insert(file.clone(), reservation);
         files.names.insert(file, names);
+    }
+    // Ids of instances begin with `i-`, so no other file has one of these names.
+    for record in &state.edge.names {
+        let (name, address) = (word(&record.name)?, word(record.address)?);
+        let short = name.strip_suffix(&format!(".{domain}"));
+        let names = match short.filter(|short| !short.contains('.')) {
+            Some(short) => format!("{address} {name} {short}\n"),
+            None => format!("{address} {name}\n"),
+        };
+        let names = names + &proxied(&record.name);
+        files.names.insert(format!("name-{name}"), names);
+    }
+    for kept in &state.edge.reservations {
+        let (mac, address) = (word(kept.mac)?, word(kept.address)?);
+        let file = format!("mac-{}", mac.replace(':', "-"));
+        files
+            .reservations
+            .insert(file, format!("{mac},{address},{lease_s}\n"));
     }
     Ok(files)
 }
@@ -251,29 +276,29 @@ mod tests {
 
     #[test]
     fn the_files_of_the_default_state() {
-        insta::assert_debug_snapshot!(wanted(&fake::state()).unwrap());
+        insta::assert_debug_snapshot!(wanted(&fake::state(), None).unwrap());
     }
 
     #[test]
     fn nothing_to_do_when_all_is_there() {
-        let files = wanted(&fake::state()).unwrap();
+        let files = wanted(&fake::state(), None).unwrap();
         assert_eq!(HostPlan::new(&files, &files), HostPlan::default());
     }
 
     #[test]
     fn an_address_that_moves_to_another_instance_is_forgotten_first() {
         let mut state = fake::state();
-        let before = wanted(&state).unwrap();
+        let before = wanted(&state, None).unwrap();
         state.hosts[0] = host(9, "next", 100);
-        insta::assert_debug_snapshot!(HostPlan::new(&wanted(&state).unwrap(), &before));
+        insta::assert_debug_snapshot!(HostPlan::new(&wanted(&state, None).unwrap(), &before));
     }
 
     #[test]
     fn a_renamed_host_keeps_its_lease() {
         let mut state = fake::state();
-        let before = wanted(&state).unwrap();
+        let before = wanted(&state, None).unwrap();
         state.hosts[0].name = "other".parse().unwrap();
-        let plan = HostPlan::new(&wanted(&state).unwrap(), &before);
+        let plan = HostPlan::new(&wanted(&state, None).unwrap(), &before);
         assert!(plan.forget.is_empty() && plan.released.is_empty() && plan.unname.is_empty());
         assert_eq!(plan.renamed[0].name.as_str(), "web.prox.local");
         assert_eq!(plan.present()[0].name.as_str(), "other.prox.local");
@@ -295,7 +320,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(state in fake::any_state()) {
-            let files = wanted(&state).unwrap();
+            let files = wanted(&state, None).unwrap();
             prop_assert_eq!(files.names.len(), state.hosts.len());
             for host in &state.hosts {
                 let reservation = &files.reservations[host.instance.as_str()];
@@ -312,7 +337,7 @@ mod tests {
 
         #[test]
         fn a_plan_leads_from_any_state_to_any_other(before in fake::any_state(), after in fake::any_state()) {
-            let (mut files, target) = (wanted(&before).unwrap(), wanted(&after).unwrap());
+            let (mut files, target) = (wanted(&before, None).unwrap(), wanted(&after, None).unwrap());
             let plan = HostPlan::new(&target, &files);
             files.reservations.retain(|f, _| !plan.forget.contains(f));
             files.names.retain(|f, _| !plan.unname.contains(f));

@@ -7,6 +7,7 @@
 //! state: what was not asked for is withdrawn.
 
 pub mod apply;
+pub mod authority;
 pub mod caddy;
 pub mod contents;
 pub mod dhcp_release;
@@ -20,8 +21,10 @@ pub mod leases;
 pub mod nftables;
 pub mod paths;
 pub mod publish;
+mod published;
 pub mod report;
 pub mod service;
+pub mod sites;
 pub mod state;
 pub mod system;
 pub mod validate;
@@ -36,6 +39,7 @@ use wire::gateway::GatewayState;
 use crate::relay::route::RouteTable;
 use egress::EgressBook;
 use paths::Paths;
+use sites::Sites;
 use system::System;
 
 /// An appliance and the system calls by which it is changed.
@@ -43,6 +47,7 @@ pub struct Gateway<S> {
     paths: Paths,
     system: S,
     routes: RouteTable,
+    sites: Sites,
     /// The last state that was accepted, whether or not every part of it could be applied.
     accepted: watch::Sender<Option<GatewayState>>,
     egress: EgressBook,
@@ -55,6 +60,7 @@ impl<S: System> Gateway<S> {
             paths,
             system,
             routes,
+            sites: Sites::default(),
             accepted: watch::Sender::new(None),
             egress: EgressBook::default(),
         }

@@ -11,8 +11,10 @@ use std::time::Duration;
 use api::egress::SPECIAL_PURPOSE;
 use wire::agent::RELAY_PORT;
 use wire::gateway::ZoneNetwork;
+use wire::gateway::edge::Edge;
 
 use super::contents::Contents;
+use super::published::{self, Openings};
 use super::system::{Command, CommandError, System};
 use super::validate::AGENT_PORTS;
 use super::word::{UnsafeWord, word};
@@ -33,14 +35,18 @@ pub struct Ruleset {
 }
 
 /// The firewall of a zone's appliance.
-pub fn render(network: &ZoneNetwork) -> Result<Ruleset, UnsafeWord> {
-    let chains = chains(
-        &word(&network.wan)?,
-        &word(&network.lan)?,
-        &word(network.subnet)?,
-        network.gateway,
-        &format!("{}-{}", network.dhcp_first, network.dhcp_last),
-    );
+pub fn render(network: &ZoneNetwork, edge: &Edge) -> Result<Ruleset, UnsafeWord> {
+    let maps = published::maps(&edge.ports);
+    let openings = published::openings(network, &edge.outside)?;
+    let chains = maps
+        + &chains(
+            &word(&network.wan)?,
+            &word(&network.lan)?,
+            &word(network.subnet)?,
+            network.gateway,
+            &format!("{}-{}", network.dhcp_first, network.dhcp_last),
+            &openings,
+        );
     let digest = format!("digest {:016x}", fnv1a(chains.as_bytes()));
     let text = format!(
         "#!/usr/sbin/nft -f\n\
@@ -55,7 +61,15 @@ pub fn render(network: &ZoneNetwork) -> Result<Ruleset, UnsafeWord> {
     Ok(Ruleset { text, digest })
 }
 
-fn chains(wan: &str, lan: &str, subnet: &str, gateway: Ipv4Addr, apps: &str) -> String {
+fn chains(
+    wan: &str,
+    lan: &str,
+    subnet: &str,
+    gateway: Ipv4Addr,
+    apps: &str,
+    openings: &Openings,
+) -> String {
+    let Openings { input, forward } = openings;
     let special = SPECIAL_PURPOSE
         .map(|network| network.to_string())
         .join(", ");
@@ -96,7 +110,7 @@ fn chains(wan: &str, lan: &str, subnet: &str, gateway: Ipv4Addr, apps: &str) -> 
 		iifname "{lan}" ip daddr {gateway} icmp type echo-request limit rate 1000/second accept
 		# Cockpit (9090) and the relay ({RELAY_PORT}) are for the outside, never for guests.
 		iifname "{wan}" tcp dport {{ 80, 443, 9090, {RELAY_PORT} }} accept
-		iifname "{wan}" udp sport 67 udp dport 68 accept
+{input}		iifname "{wan}" udp sport 67 udp dport 68 accept
 		iifname "{wan}" icmp type echo-request accept
 	}}
 
@@ -121,6 +135,8 @@ fn chains(wan: &str, lan: &str, subnet: &str, gateway: Ipv4Addr, apps: &str) -> 
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
 		meta nfproto ipv6 drop
+		# Answers of a published port are no connections of the guest's.
+		iifname "{lan}" oifname "{wan}" ct direction reply ct status dnat accept
 		iifname "{lan}" oifname "{wan}" jump egress
 		ct state established,related accept
 		ct state invalid drop
@@ -129,7 +145,15 @@ fn chains(wan: &str, lan: &str, subnet: &str, gateway: Ipv4Addr, apps: &str) -> 
 		iifname "{lan}" oifname "{lan}" ip saddr {apps} ip daddr . tcp dport @published jump limited
 		iifname "{lan}" oifname "{lan}" drop
 		iifname "{lan}" oifname "{wan}" ip daddr @special_purpose drop
-		iifname "{lan}" oifname "{wan}" ip saddr {subnet} jump limited
+		# Published ports.
+		iifname "{wan}" oifname "{lan}" ct status dnat accept
+{forward}		iifname "{lan}" oifname "{wan}" ip saddr {subnet} jump limited
+	}}
+
+	chain prerouting {{
+		type nat hook prerouting priority dstnat; policy accept;
+		iifname "{wan}" ip daddr != {subnet} dnat ip to tcp dport map @published_tcp
+		iifname "{wan}" ip daddr != {subnet} dnat ip to udp dport map @published_udp
 	}}
 {egress}
 	chain postrouting {{
@@ -298,18 +322,25 @@ mod tests {
 
     #[test]
     fn the_ruleset_of_the_default_zone() {
-        insta::assert_snapshot!(render(&fake::state().network).unwrap().text);
+        insta::assert_snapshot!(
+            render(&fake::state().network, &Edge::default())
+                .unwrap()
+                .text
+        );
     }
 
     #[test]
     fn the_digest_follows_the_rules() {
-        let one = render(&fake::state().network).unwrap();
+        let one = render(&fake::state().network, &Edge::default()).unwrap();
         let mut network = fake::state().network;
         network.gateway = [10, 20, 0, 2].into();
-        assert_ne!(one.digest, render(&network).unwrap().digest);
+        assert_ne!(
+            one.digest,
+            render(&network, &Edge::default()).unwrap().digest
+        );
         network = fake::state().network;
         network.lease_s = 7200;
-        assert_eq!(one, render(&network).unwrap());
+        assert_eq!(one, render(&network, &Edge::default()).unwrap());
     }
 
     /// Chains and their rules as a reader of braces sees them.
@@ -328,11 +359,11 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(network in fake::any_network()) {
-            let text = render(&network).unwrap().text;
+            let text = render(&network, &Edge::default()).unwrap().text;
             prop_assert_eq!(text.matches('{').count(), text.matches('}').count());
             let chains = parse(&text);
             let names: Vec<_> = chains.iter().map(|(n, _)| n.as_str()).collect();
-            prop_assert_eq!(names, ["anti_spoof", "dns", "input", "of_guests", "dns_by_tcp", "limited", "forward", "egress", "refuse", "postrouting"]);
+            prop_assert_eq!(names, ["anti_spoof", "dns", "input", "of_guests", "dns_by_tcp", "limited", "forward", "prerouting", "egress", "refuse", "postrouting"]);
             let rules = |i: usize| chains[i].1.join("\n");
             prop_assert!(rules(2).contains("policy drop"));
             prop_assert!(rules(6).contains("policy drop"));

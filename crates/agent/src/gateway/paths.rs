@@ -88,6 +88,11 @@ impl Paths {
         self.root.join("var/lib/proximity/dnsmasq.leases")
     }
 
+    /// One directory for each domain's certificate authority.
+    pub fn authorities(&self) -> PathBuf {
+        self.root.join("var/lib/proximity/authority")
+    }
+
     /// Caddy's configuration.
     pub fn caddyfile(&self) -> PathBuf {
         self.root.join("etc/proximity/Caddyfile")
@@ -96,6 +101,16 @@ impl Paths {
     /// Where operators put sites of their own for Caddy.
     pub fn operator_sites(&self) -> PathBuf {
         self.root.join("etc/proximity/sites-enabled")
+    }
+
+    /// Those of them that Caddy has.
+    pub fn accepted_sites(&self) -> PathBuf {
+        self.root.join("etc/proximity/sites-accepted")
+    }
+
+    /// Where a site is tried out together with the accepted ones.
+    pub fn candidate_sites(&self) -> PathBuf {
+        self.root.join("etc/proximity/sites-candidate")
     }
 
     /// Caddy's admin socket; Caddy makes it.

@@ -6,11 +6,13 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use api::InterfaceName;
 use serde::Deserialize;
+use wire::gateway::edge::EdgeReport;
 use wire::gateway::{GatewayReport, ServiceReport};
 
 use super::system::{Command, System};
-use super::{Gateway, hosts, leases, nftables};
+use super::{Gateway, authority, hosts, leases, nftables};
 use crate::VERSION;
 
 const UNITS: [&str; 3] = ["dnsmasq.service", "caddy.service", "cockpit.socket"];
@@ -33,6 +35,18 @@ impl<S: System> Gateway<S> {
             let found = addresses.iter().find(|(name, _)| name == interface);
             found.map(|(_, address)| *address)
         };
+        let domain = network.as_ref().map(|n| &n.domain);
+        let authority = domain.map(|d| authority::certificate(&self.paths, d));
+        let edge = EdgeReport {
+            authority: told(
+                authority
+                    .transpose()
+                    .map(|a| a.flatten().into_iter().collect()),
+            )
+            .into_iter()
+            .next(),
+            sites: told(self.sites.report(&self.paths)),
+        };
         GatewayReport {
             agent_version: VERSION.to_owned(),
             wan_address: network.as_ref().and_then(|n| address_of(n.wan.as_str())),
@@ -45,8 +59,16 @@ impl<S: System> Gateway<S> {
             names: told(hosts::records(&self.paths)),
             routes,
             refused,
+            edge,
         }
     }
+}
+
+/// The address of an interface, if it has one.
+pub(super) async fn address(system: &impl System, interface: &InterfaceName) -> Option<Ipv4Addr> {
+    let all = addresses(system).await;
+    let found = all.into_iter().find(|(name, _)| name == interface.as_str());
+    found.map(|(_, address)| address)
 }
 
 fn row(name: &str, state: &str) -> ServiceReport {

@@ -2,13 +2,18 @@
 //!
 //! Single values were checked when they were parsed; here stands what must hold between them.
 
+mod edge;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr};
 
 use api::egress::MAX_DESTINATIONS;
-use api::{Domain, HostName};
-use wire::gateway::{GatewayState, ReservedHost, ZoneNetwork};
+use api::{Domain, HostName, MacAddr};
+use wire::gateway::policy::RouteAuth;
+use wire::gateway::{GatewayState, ReservedHost, Route, ZoneNetwork};
+
+use crate::relay::front::guard;
 
 /// Ports of the agents, which no route may lead to: an agent is reached through the relay only.
 pub const AGENT_PORTS: std::ops::RangeInclusive<u16> = 39383..=39385;
@@ -32,6 +37,7 @@ pub fn validate(state: &GatewayState, longest_route_host: usize) -> Result<(), I
     routes(state, longest_route_host, &mut faults);
     published(state, &mut faults);
     egress(state, &mut faults);
+    edge::check(state, &mut faults);
     if faults.is_empty() {
         Ok(())
     } else {
@@ -116,8 +122,7 @@ fn hosts(state: &GatewayState, faults: &mut Vec<String>) {
                 host.name, host.address
             ));
         }
-        // The group bit: such an address can never be one machine's.
-        if host.mac.bytes().first().is_some_and(|b| b & 1 == 1) || host.mac.bytes() == [0; 6] {
+        if !is_one_machines(host.mac) {
             faults.push(format!(
                 "host {}: {} is not one machine's address",
                 host.name, host.mac
@@ -128,6 +133,12 @@ fn hosts(state: &GatewayState, faults: &mut Vec<String>) {
     unique(&state.hosts, "address", |h| &h.address, faults);
     unique(&state.hosts, "MAC address", |h| &h.mac, faults);
     unique(&state.hosts, "instance", |h| &h.instance, faults);
+}
+
+/// The group bit: an address that has it can never be one machine's.
+fn is_one_machines(mac: MacAddr) -> bool {
+    let [first, ..] = mac.bytes();
+    first & 1 == 0 && mac.bytes() != [0; 6]
 }
 
 fn unique<K: Ord + Display>(
@@ -156,9 +167,13 @@ fn routes(state: &GatewayState, longest_host: usize, faults: &mut Vec<String>) {
         if !seen.insert(host) {
             faults.push(format!("there are two routes for {host}"));
         }
-        if !is_name_in(host, &state.network.domain) {
-            faults.push(format!("route {host} is not NAME.{}", state.network.domain));
+        if !has_a_site(host, &state.network.domain) {
+            faults.push(format!(
+                "route {host} is neither NAME.{} nor a name of another domain",
+                state.network.domain
+            ));
         }
+        policy(route, faults);
         if host.as_str().len() > longest_host {
             faults.push(format!(
                 "route {host} is longer than {longest_host} characters"
@@ -218,19 +233,34 @@ fn egress(state: &GatewayState, faults: &mut Vec<String>) {
     }
 }
 
-/// Is `host` one label in front of `domain`? More labels match no site of the reverse proxy.
-fn is_name_in(host: &HostName, domain: &Domain) -> bool {
-    host.as_str()
-        .strip_suffix(domain.as_str())
-        .and_then(|rest| rest.strip_suffix('.'))
-        .is_some_and(|label| !label.is_empty() && !label.contains('.'))
+fn policy(route: &Route, faults: &mut Vec<String>) {
+    let host = &route.host;
+    if let Some(RouteAuth::Basic { rounds, .. }) = &route.policy.auth
+        && !guard::ROUNDS.contains(rounds)
+    {
+        faults.push(format!("route {host}: {rounds} rounds of PBKDF2"));
+    }
+    let zero = [route.policy.max_body_bytes, route.policy.answer_within_ms];
+    if zero.contains(&Some(0)) {
+        faults.push(format!("route {host}: a limit of 0 lets nothing through"));
+    }
+}
+
+/// Is `host` one label in front of `domain`, or of another domain? More labels in front of it match
+/// no site of the reverse proxy, and `localhost` is everybody's own machine.
+fn has_a_site(host: &HostName, domain: &Domain) -> bool {
+    let below = |domain: &str| host.as_str().strip_suffix(domain)?.strip_suffix('.');
+    match below(domain.as_str()) {
+        Some(label) => !label.is_empty() && !label.contains('.'),
+        None => host.as_str() != domain.as_str() && below("localhost").is_none(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::gateway::fake::{host, route, state};
-    use wire::gateway::{EgressRule, PublishedPort};
+    use wire::gateway::{EgressRule, ZonePort};
 
     fn check(change: impl FnOnce(&mut GatewayState), expect: &str) {
         let mut s = state();
@@ -306,7 +336,7 @@ mod tests {
             source: [10, 20, 0, last].into(),
             destinations: vec!["8.8.8.8".parse().unwrap(); count],
         };
-        let port = |instance: u64, port| PublishedPort {
+        let port = |instance: u64, port| ZonePort {
             instance: api::InstanceId::from_bytes(instance.to_be_bytes()),
             port,
         };
@@ -335,17 +365,21 @@ mod tests {
             "two routes",
         );
         check(
-            |s| s.routes.push(route("x.other.local", 1, 80)),
+            |s| s.routes.push(route("x.localhost", 1, 80)),
             "NAME.prox.local",
+        );
+        check(
+            |s| s.routes[0].policy.max_body_bytes = Some(0),
+            "a limit of 0",
         );
         check(
             |s| s.routes.push(route("a.b.prox.local", 1, 80)),
             "NAME.prox.local",
         );
-        check(
-            |s| s.routes.push(route("evilprox.local", 1, 80)),
-            "NAME.prox.local",
-        );
+        let mut other = state();
+        other.routes.push(route("shop.example.com", 1, 80));
+        other.routes.push(route("notprox.local", 1, 80));
+        assert_eq!(validate(&other, 80), Ok(()));
         check(
             |s| s.routes.push(route("x.prox.local", 7, 80)),
             "not among the hosts",

@@ -4,6 +4,7 @@
 //!  relay.sock ──▶ router ──Apply──▶ owner task ──▶ Gateway::apply (one at a time)
 //!  TCP 39384 ─TLS───▲  └────────────────────────▶ Gateway::report (any time)
 //!       └─────tunnel──────▶ an agent in the zone
+//!  loopback 39386 ◀── gRPC from the reverse proxy ([`front::grpc`])
 //! ```
 //! At start the last saved state is applied, so an appliance that restarts needs no controller.
 //! Owns the relay's socket; never listens anywhere unless its directories are as they should be, nor
@@ -11,6 +12,7 @@
 //! routes and names do not depend on who may call from outside.
 
 pub mod door;
+pub mod front;
 pub mod names;
 pub mod notify;
 pub mod passage;
@@ -33,6 +35,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
+use wire::agent::GRPC_PORT;
 use wire::gateway::GatewayState;
 
 use crate::durable::{self, FileError};
@@ -79,6 +82,13 @@ pub async fn run<S: System>(paths: Paths, system: S, outside: Outside) -> Result
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RelayError::Signal)?;
     let mut relay = Relay::start(paths, system, Some(outside.names)).await?;
     open(&mut relay, &outside);
+    match front::grpc::listen(GRPC_PORT).await {
+        Ok(listener) => drop(tokio::spawn(front::grpc::serve(
+            listener,
+            relay.routes.clone(),
+        ))),
+        Err(error) => tracing::error!(%error, "gRPC is not served; the other routes are"),
+    }
     notify::send("READY=1");
     tracing::info!(version = crate::VERSION, "the relay is ready");
     tokio::select! {
@@ -115,6 +125,7 @@ pub struct Relay {
     /// The routes of the gateway API.
     gateway: Router,
     accepted: watch::Receiver<Option<GatewayState>>,
+    routes: RouteTable,
     door: Option<Door>,
 }
 
@@ -135,7 +146,7 @@ impl Relay {
         let routes = RouteTable::new(&paths.routes(), group)?;
         durable::directory(&paths.marks(), 0o700)?;
         let listener = listen(&paths.relay_socket(), &paths.marks())?;
-        let gateway = Arc::new(Gateway::new(paths, system, routes));
+        let gateway = Arc::new(Gateway::new(paths, system, routes.clone()));
         gateway.prepare()?;
         restore(&gateway).await;
         if let Some(address) = names
@@ -151,6 +162,7 @@ impl Relay {
             listener,
             gateway: router::gateway(shared),
             accepted,
+            routes,
             door: None,
         })
     }

@@ -9,8 +9,8 @@
 //!                                     and requests go to the new           all connections
 //!                                     target (see [`splice`])              end at once
 //! ```
-//! A `watch` channel a route carries its target to all of its tasks; dropping the sender is how a
-//! route ends. Never looks into the bytes and never connects anywhere but to the given target.
+//! A `watch` channel a route carries its target and policy to all of its tasks; dropping the sender is
+//! how a route ends. Never looks into the bytes and never connects anywhere but to the given target.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,8 +25,11 @@ use api::{HostName, InstanceId};
 use tokio::net::{TcpStream, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
+use wire::gateway::policy::RoutePolicy;
 use wire::gateway::{GatewayState, RouteReport};
 
+use super::front::Way;
+use super::front::guard::Guard;
 use super::splice;
 use crate::durable::{self, FileError};
 
@@ -45,6 +48,8 @@ pub struct Target {
     pub instance: InstanceId,
     /// Its address and port.
     pub address: SocketAddrV4,
+    /// What it asks of a request.
+    pub policy: RoutePolicy,
 }
 
 impl Target {
@@ -59,6 +64,7 @@ impl Target {
                 let target = Self {
                     instance: route.instance.clone(),
                     address: SocketAddrV4::new(host.address, route.port),
+                    policy: route.policy.clone(),
                 };
                 Some((route.host.clone(), target))
             })
@@ -74,6 +80,7 @@ pub struct RouteTable {
     group: Option<u32>,
     routes: Arc<Mutex<BTreeMap<HostName, OpenRoute>>>,
     overall: Arc<Semaphore>,
+    guard: Arc<Guard>,
 }
 
 struct OpenRoute {
@@ -97,6 +104,7 @@ impl RouteTable {
             group,
             routes: Arc::default(),
             overall: Arc::new(Semaphore::new(CONNECTIONS_OVERALL)),
+            guard: Arc::new(Guard::new().map_err(FileError::new("make a guard for", directory))?),
         })
     }
 
@@ -150,14 +158,32 @@ impl RouteTable {
         };
         let accept = Accept {
             listener,
-            target: route.target.subscribe(),
+            way: self.way(host, &route),
             connections: route.connections.clone(),
             here: Arc::new(Semaphore::new(CONNECTIONS_A_ROUTE)),
             overall: self.overall.clone(),
         };
-        tokio::spawn(accept.run(host.clone()));
+        tokio::spawn(accept.run());
         routes.insert(host.clone(), route);
         Ok(true)
+    }
+
+    fn way(&self, host: &HostName, route: &OpenRoute) -> Way {
+        Way {
+            host: host.clone(),
+            target: route.target.subscribe(),
+            guard: self.guard.clone(),
+        }
+    }
+
+    /// The open route of a host, for one call that counts among its connections.
+    pub fn lane(&self, host: &HostName) -> Option<Lane> {
+        let routes = self.locked();
+        let route = routes.get(host)?;
+        Some(Lane {
+            way: self.way(host, route),
+            counted: Counted::new(&route.connections),
+        })
     }
 
     /// Binds under another name and renames, so that the socket has its owner when it appears.
@@ -233,23 +259,31 @@ async fn takes_connections(address: SocketAddrV4) -> bool {
     )
 }
 
+/// A place on an open route, beside the connections of its socket.
+pub struct Lane {
+    /// The route.
+    pub way: Way,
+    /// Counts as long as it lives.
+    pub counted: Counted,
+}
+
 /// The task that accepts a route's connections.
 struct Accept {
     listener: UnixListener,
-    target: watch::Receiver<Target>,
+    way: Way,
     connections: Arc<AtomicU32>,
     here: Arc<Semaphore>,
     overall: Arc<Semaphore>,
 }
 
 impl Accept {
-    async fn run(self, host: HostName) {
-        let mut closed = self.target.clone();
+    async fn run(self) {
+        let mut closed = self.way.target.clone();
         loop {
             let connection = tokio::select! {
                 biased;
                 () = splice::route_closed(&mut closed) => return,
-                connection = self.next(&host) => connection,
+                connection = self.next() => connection,
             };
             if let Some(connection) = connection {
                 tokio::spawn(connection);
@@ -258,7 +292,8 @@ impl Accept {
     }
 
     /// The next connection as a task to run, or `None` when it could not be had.
-    async fn next(&self, host: &HostName) -> Option<impl Future<Output = ()> + Send + 'static> {
+    async fn next(&self) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let host = &self.way.host;
         let here = self.here.clone().acquire_owned().await.ok()?;
         let client = match self.listener.accept().await {
             Ok((client, _)) => client,
@@ -273,17 +308,17 @@ impl Accept {
             tracing::warn!(route.host = %host, "a connection was refused: {CONNECTIONS_OVERALL} are open");
             return None;
         };
-        let target = self.target.clone();
+        let way = self.way.clone();
         let counted = Counted::new(&self.connections);
         Some(async move {
             let _held = (here, overall, counted);
-            splice::run(client, target).await;
+            splice::run(client, way).await;
         })
     }
 }
 
 /// Counts a connection as long as it lives.
-struct Counted(Arc<AtomicU32>);
+pub struct Counted(Arc<AtomicU32>);
 
 impl Counted {
     fn new(count: &Arc<AtomicU32>) -> Self {

@@ -15,7 +15,8 @@
 //!            │ refused          │ both ended · idle · route closed · drained
 //!            └──────────────────┴──▶ connection ends
 //! ```
-//! Requests under way finish where they began. Never looks into the bytes.
+//! Requests under way finish where they began. Never looks into the bytes: when the route gets a
+//! policy, the next request and all that follows is [`front`]'s.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -27,22 +28,30 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::front::{self, Way};
 use super::route::Target;
 
 const BUFFER_BYTES: usize = 16 * 1024;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Nothing said for so long ends a connection. Generous: a WebSocket may be silent for long.
-const IDLE: Duration = Duration::from_secs(2 * 60 * 60);
+pub const IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 /// What is still under way so long after its route was led elsewhere ends.
 const DRAIN: Duration = Duration::from_secs(5 * 60);
 
 /// Serves one connection. Returns when it has ended, whatever the reason; the client sees only
 /// that end, which Caddy turns into a 502 when no answer came before it.
-pub async fn run(mut client: UnixStream, mut target: watch::Receiver<Target>) {
+pub async fn run(mut client: UnixStream, way: Way) {
+    let mut target = way.target.clone();
     // What the client said that has not been passed on yet.
     let mut request = Vec::new();
     loop {
-        let address = target.borrow_and_update().address;
+        let here = target.borrow_and_update().clone();
+        if !here.policy.is_plain() {
+            let (from, to) = client.into_split();
+            let from = io::Cursor::new(request).chain(from);
+            return front::serve(tokio::io::join(from, to), way).await;
+        }
+        let address = here.address;
         let mut closed = target.clone();
         let app = tokio::select! {
             biased;
@@ -64,7 +73,8 @@ pub async fn run(mut client: UnixStream, mut target: watch::Receiver<Target>) {
     }
 }
 
-async fn connect(address: SocketAddrV4) -> io::Result<TcpStream> {
+/// Connects to an app.
+pub async fn connect(address: SocketAddrV4) -> io::Result<TcpStream> {
     let app = timeout(CONNECT_DEADLINE, TcpStream::connect(address)).await??;
     app.set_nodelay(true)?;
     Ok(app)
@@ -73,6 +83,11 @@ async fn connect(address: SocketAddrV4) -> io::Result<TcpStream> {
 /// Returns when the route is closed.
 pub async fn route_closed(target: &mut watch::Receiver<Target>) {
     while target.changed().await.is_ok() {}
+}
+
+/// Whether the next request belongs to another app, or has to be looked at.
+fn is_elsewhere(target: &Target, address: SocketAddrV4) -> bool {
+    target.address != address || !target.policy.is_plain()
 }
 
 /// How a leg ended.
@@ -93,7 +108,7 @@ async fn leg(
 ) -> io::Result<End> {
     let activity = Activity::new(!request.is_empty());
     let led_elsewhere = target.clone();
-    let led_elsewhere = || led_elsewhere.borrow().address != address;
+    let led_elsewhere = || is_elsewhere(&led_elsewhere.borrow(), address);
     let (from_client, to_client) = client.split();
     let (from_app, mut to_app) = app.split();
     let up = async {
@@ -177,7 +192,7 @@ async fn given_up(
                 if changed.is_err() {
                     return;
                 }
-                let elsewhere = target.borrow_and_update().address != address;
+                let elsewhere = is_elsewhere(&target.borrow_and_update(), address);
                 drained = elsewhere.then(|| Instant::now() + DRAIN);
             }
             () = sleep_until(wake) => {

@@ -27,7 +27,17 @@ pub struct Bare {
 }
 
 impl System for Bare {
-    async fn run(&self, _: Command) -> Result<String, CommandError> {
+    async fn run(&self, command: Command) -> Result<String, CommandError> {
+        if command
+            .argv
+            .first()
+            .is_some_and(|program| program == "openssl")
+        {
+            // Certificate and key, where the last arguments say.
+            for file in command.argv.iter().rev().take(3).step_by(2) {
+                std::fs::write(file, "made").unwrap();
+            }
+        }
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         self.now.fetch_sub(1, Ordering::SeqCst);

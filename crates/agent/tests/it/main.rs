@@ -15,6 +15,7 @@ mod exec;
 mod files;
 mod flood;
 mod forward;
+mod front;
 mod groups;
 mod guest_commands;
 mod init;

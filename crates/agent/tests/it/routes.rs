@@ -53,6 +53,7 @@ impl Lab {
         let target = Target {
             instance: "i-0000000000000001".parse().unwrap(),
             address,
+            policy: Default::default(),
         };
         self.targets.insert(host.parse().unwrap(), target);
         let (opened, failed) = self.table.open(&self.targets);

@@ -11,12 +11,16 @@
 pub(crate) mod guest_ports;
 pub mod interfaces;
 mod links;
+mod published;
 mod ruleset;
 mod settings;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use api::InterfaceName;
+use api::entry::Protocol;
+use api::{InterfaceName, ZoneName};
 use async_trait::async_trait;
 use engine::ports::{NetworkObserved, NodeNetwork, NodeNetworkSpec, PortError};
 use engine::zone::Wan;
@@ -31,6 +35,8 @@ use settings::Settings;
 pub struct LocalNetwork {
     state: PathBuf,
     guests: PathBuf,
+    /// Zones of which this process knows that no port of the node leads to them.
+    unpublished: Arc<Mutex<BTreeSet<ZoneName>>>,
 }
 
 /// A bridge that a zone wants.
@@ -45,7 +51,14 @@ impl LocalNetwork {
         Self {
             state: data_dir.join("node-network.json"),
             guests: data_dir.join("guests"),
+            unpublished: Arc::default(),
         }
+    }
+
+    fn unpublished(&self) -> std::sync::MutexGuard<'_, BTreeSet<ZoneName>> {
+        self.unpublished
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn settings(&self) -> Settings {
@@ -184,6 +197,37 @@ impl NodeNetwork for LocalNetwork {
         self.settings().forward(spec)
     }
 
+    async fn publish(
+        &self,
+        spec: &NodeNetworkSpec,
+        ports: &[(Protocol, u16)],
+    ) -> Result<(), PortError> {
+        if ports.is_empty() {
+            // Looked at once in the life of a process: most zones publish nothing, and every deploy asks.
+            if self.unpublished().contains(&spec.zone) {
+                return Ok(());
+            }
+            published::ensure(spec, ports).await?;
+            self.unpublished().insert(spec.zone.clone());
+            return Ok(());
+        }
+        self.unpublished().remove(&spec.zone);
+        published::ensure(spec, ports).await
+    }
+
+    async fn listens(
+        &self,
+        spec: &NodeNetworkSpec,
+        protocol: Protocol,
+        port: u16,
+    ) -> Result<bool, PortError> {
+        match spec.wan {
+            Wan::Managed { .. } => published::listens(protocol, port).await,
+            // The appliance has an address of its own there.
+            Wan::Bridged { .. } => Ok(false),
+        }
+    }
+
     async fn remove(&self, spec: &NodeNetworkSpec) -> Result<(), PortError> {
         let mut errors = Vec::new();
         let ours = mark(spec);
@@ -199,9 +243,16 @@ impl NodeNetwork for LocalNetwork {
             Err(e) => errors.push(e),
         }
         errors.extend(
-            load(&ruleset::render_removal(spec), "remove the node's rules")
-                .await
-                .err(),
+            load(
+                &format!(
+                    "{}{}",
+                    ruleset::render_removal(spec),
+                    published::removed(&published::table(spec))
+                ),
+                "remove the node's rules",
+            )
+            .await
+            .err(),
         );
         errors.extend(guest_ports::remove(&self.guests).await.err());
         errors.extend(self.settings().restore(spec).err());

@@ -52,8 +52,10 @@ pub(super) fn render(spec: &NodeNetworkSpec) -> Result<String, PortError> {
         ));
         rules.end();
         rules.chain("postrouting", "nat", "postrouting", "srcnat");
+        // Frames that cross the zone's bridge pass here too when bridge-nf-call-iptables is on: those of the
+        // node itself to a published port among them, on their way from the appliance to the guest.
         rules.rule(&format!(
-            "ip saddr {subnet} oifname != \"{bridge}\" masquerade"
+            "ip saddr {subnet} oifname != {{ \"{lan}\", \"{bridge}\" }} masquerade"
         ));
     }
     rules.end();

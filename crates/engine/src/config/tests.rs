@@ -30,6 +30,22 @@ fn bad_values_are_refused_with_their_key() {
     for (text, key) in [
         ("zones: { default: { subnet: 10.20.0.1/24 } }", "host bits"),
         (
+            "zones: { default: { open_to: [192.168.1.0/24] } }",
+            "behind a managed WAN",
+        ),
+        (
+            "zones: { default: { wan: { bridge: vmbr0 }, open_to: [8.8.8.0/24] } }",
+            "zones.default.open_to",
+        ),
+        (
+            "zones: { default: { acme: { email: nobody } } }",
+            "zones.default.acme.email",
+        ),
+        (
+            "zones: { default: { acme: { email: a@b.example, directory: 'http://x' } } }",
+            "zones.default.acme.directory",
+        ),
+        (
             "zones: { default: { subnet: 8.8.8.0/24 } }",
             "not a private network",
         ),

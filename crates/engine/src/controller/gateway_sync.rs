@@ -28,8 +28,17 @@ impl Controller {
         let _one_at_a_time = lock.lock().await;
         let instances = self.ports().store.instances().await?;
         let leases = self.ports().store.leases(&zone.spec.name).await?;
-        let state = gateway::desired(&zone.spec, &instances, &leases)?;
-        Ok(self.ports().gateway.apply(&zone.appliance, &state).await?)
+        let entries = self.ports().store.entries(&zone.spec.name).await?;
+        let state = gateway::desired(&zone.spec, &instances, &leases, &entries)?;
+        let diff = self.ports().gateway.apply(&zone.appliance, &state).await?;
+        // The node leads to what the appliance has by now.
+        let ports = state.edge.ports.iter().map(|p| (p.protocol, p.listen));
+        let network = zone.spec.node_network();
+        self.ports()
+            .network
+            .publish(&network, &ports.collect::<Vec<_>>())
+            .await?;
+        Ok(diff)
     }
 
     /// As [`Controller::sync_gateway`], for an appliance that may only just be starting.

@@ -10,6 +10,7 @@
 mod attention;
 mod drift;
 mod egress;
+mod entries;
 mod gateway_sync;
 mod guest_commands;
 mod identities;

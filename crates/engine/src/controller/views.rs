@@ -3,15 +3,21 @@
 use std::collections::BTreeMap;
 
 use api::app::{App, AppStatus, RecipeSummary};
-use api::gateway::{ApplianceStatus, DnsRecord, Infrastructure, LeaseView, RouteView, ZoneStatus};
+use api::gateway::{
+    ApplianceStatus, Authority, DnsRecord, Infrastructure, LeaseView, RouteView, SiteView,
+    ZoneStatus,
+};
 use api::operation::Operation;
 use api::{HostName, OperationId};
-use wire::gateway::GatewayReport;
+use wire::gateway::edge::SiteReport;
+use wire::gateway::{GatewayReport, Route};
 
 use super::Controller;
 use super::drift::sick_parts;
 use crate::catalog::Recipe;
 use crate::error::Error;
+use crate::gateway;
+use crate::gateway::entry::Entry;
 use crate::ports::GuestState;
 use crate::zone::{ZoneDesired, ZoneRecord, ZoneSpec};
 
@@ -152,6 +158,13 @@ impl Controller {
             appliance_state: state.as_str().into(),
             appliance_wan_ip: report.as_ref().and_then(|r| r.wan_address),
             dns_domain: spec.domain.to_string(),
+            dns_outside: spec.outside.dns,
+            open_to: spec
+                .outside
+                .open_to
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             connected_apps: u32::try_from(running).unwrap_or(u32::MAX),
             services: service_map(report.as_ref()),
             problems,
@@ -217,29 +230,48 @@ impl Controller {
         let zone = self.zone_up_record(name).await?;
         let report = self.read_gateway(&zone).await?;
         let instances = self.ports().store.instances().await?;
-        let wanted = instances
-            .iter()
-            .filter(|i| i.zone == zone.spec.name && i.routed)
-            .filter_map(|i| Some((i, i.route(&zone.spec)?)));
-        Ok(wanted
-            .map(|(i, route)| {
-                let host = route.host;
-                let open = report.routes.iter().find(|r| r.host == host);
-                RouteView {
-                    instance: i.name.clone(),
-                    instance_id: i.id.clone(),
+        let entries = self.ports().store.entries(&zone.spec.name).await?;
+        let wanted = gateway::desired(&zone.spec, &instances, &[], &entries)?.routes;
+        // Those of apps that do not run are closed.
+        let closed = entries.iter().filter_map(|entry| match entry {
+            Entry::Route(r) if !wanted.iter().any(|w| w.host == r.host) => Some(Route {
+                host: r.host.clone(),
+                instance: r.instance.clone(),
+                port: r.port,
+                policy: r.policy.clone(),
+            }),
+            _ => None,
+        });
+        let all = wanted.iter().cloned().map(|r| (r, true));
+        let all = all.chain(closed.map(|r| (r, false)));
+        let mut views: Vec<RouteView> = all
+            .filter_map(|(route, wanted)| {
+                let instance = instances.iter().find(|i| i.id == route.instance)?;
+                let open = report.routes.iter().find(|r| r.host == route.host);
+                let added = |e: &Entry| matches!(e, Entry::Route(r) if r.host == route.host);
+                Some(RouteView {
+                    instance: instance.name.clone(),
+                    instance_id: route.instance,
                     port: route.port,
                     health: match open {
+                        _ if !wanted => "closed",
                         None => "missing",
                         Some(r) if r.healthy => "healthy",
                         Some(_) => "unhealthy",
                     }
                     .into(),
                     connections: open.map_or(0, |r| r.connections),
-                    host,
-                }
+                    builtin: !entries.iter().any(added),
+                    redirect_https: route.policy.redirect_https,
+                    auth: route.policy.auth.as_ref().map(|a| a.kind().to_owned()),
+                    max_body_bytes: route.policy.max_body_bytes,
+                    timeout_ms: route.policy.answer_within_ms,
+                    host: route.host,
+                })
             })
-            .collect())
+            .collect();
+        views.sort_by(|a, b| a.host.cmp(&b.host));
+        Ok(views)
     }
 
     /// One route.
@@ -249,6 +281,40 @@ impl Controller {
         all.into_iter()
             .find(|r| r.host == host)
             .ok_or(Error::UnknownRoute(host))
+    }
+
+    /// The zone's own certificate authority.
+    pub async fn authority(&self, name: Option<&str>) -> Result<Authority, Error> {
+        let zone = self.zone_up_record(name).await?;
+        let report = self.read_gateway(&zone).await?;
+        match report.edge.authority {
+            Some(certificate) => Ok(Authority {
+                domain: zone.spec.domain.to_string(),
+                certificate,
+            }),
+            None => Err(Error::UnknownEntry {
+                what: format!("authority of zone {} yet", zone.spec.name),
+                list: "proximity infrastructure; it is made when the zone comes up",
+            }),
+        }
+    }
+
+    /// The operators' own sites of a zone's reverse proxy.
+    pub async fn sites(&self, name: Option<&str>) -> Result<Vec<SiteView>, Error> {
+        let zone = self.zone_up_record(name).await?;
+        let report = self.read_gateway(&zone).await?;
+        let view = |site: SiteReport| SiteView {
+            state: match (site.served, site.current, &site.refused) {
+                (_, true, _) => "served",
+                (true, false, Some(_)) => "previous",
+                (false, false, Some(_)) => "refused",
+                (_, false, None) => "waiting",
+            }
+            .into(),
+            name: site.name,
+            refused: site.refused,
+        };
+        Ok(report.edge.sites.into_iter().map(view).collect())
     }
 
     /// Every configured zone, and those that left the configuration while up.

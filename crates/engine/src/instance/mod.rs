@@ -15,6 +15,7 @@ use api::{
 };
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use wire::gateway::policy::RoutePolicy;
 use wire::gateway::{Readiness, ReservedHost, Route};
 
 use crate::catalog::GuestFile;
@@ -163,6 +164,7 @@ impl InstanceRecord {
             host: self.host(zone),
             instance: self.id.clone(),
             port: self.as_app()?.port,
+            policy: RoutePolicy::default(),
         })
     }
 

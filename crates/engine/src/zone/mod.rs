@@ -15,6 +15,7 @@ use api::{
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use wire::gateway::ZoneNetwork;
+use wire::gateway::edge::{Acme, Outside};
 
 use crate::catalog::GuestFile;
 use crate::config::host_address;
@@ -40,6 +41,12 @@ pub struct ZoneSpec {
     pub lease_s: u32,
     /// The way out.
     pub wan: Wan,
+    /// Who signs certificates for names of other domains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acme: Option<Acme>,
+    /// What of it is open to the networks outside.
+    #[serde(default, skip_serializing_if = "Outside::is_closed")]
+    pub outside: Outside,
     /// Its gateway guest.
     pub appliance: ApplianceSpec,
 }

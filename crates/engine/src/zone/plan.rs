@@ -244,6 +244,7 @@ mod tests {
             names: vec![],
             routes: vec![],
             refused: vec![],
+            edge: Default::default(),
         }
     }
 

@@ -5,6 +5,7 @@ mod deletion;
 mod deploys;
 mod docs;
 mod egress;
+mod entries;
 mod identities;
 mod power;
 mod restarts;

@@ -34,6 +34,7 @@ fn state() -> GatewayState {
         leases: Vec::new(),
         published: Vec::new(),
         egress: Vec::new(),
+        edge: Default::default(),
     }
 }
 
@@ -47,6 +48,7 @@ fn report(agent_version: &str) -> GatewayReport {
         names: Vec::new(),
         routes: Vec::new(),
         refused: Vec::new(),
+        edge: Default::default(),
     }
 }
 

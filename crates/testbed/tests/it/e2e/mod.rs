@@ -16,6 +16,7 @@ mod controller;
 mod crash;
 mod delete;
 mod down;
+mod edge;
 mod egress;
 mod exec;
 mod exec_end;
