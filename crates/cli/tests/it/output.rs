@@ -32,7 +32,14 @@ fn everything(seen: &Seen) -> Response {
             200,
             json!({
                 "version": "0.1.0", "zones": [zone("default")], "instances": { "running": 2 },
-                "drift": ["web: no route"], "operations": ["deploy db"],
+                "drift": [
+                    {"kind": "app", "name": "web", "differs": ["no route leads to it"], "next": null,
+                     "repair": {"doing": null, "failed_attempts": 2, "last_cause": "no luck", "next_try_in_ms": 3500}},
+                    {"kind": "app", "name": "db", "differs": ["its guest is absent, wanted running"],
+                     "next": "proximity app delete db", "repair": null},
+                ],
+                "orphans": [{"id": "i-0123456789abcdef", "name": "old", "zone": "default", "kind": "app", "state": "running"}],
+                "operations": ["deploy db"],
             }),
         ),
         "GET /system/infrastructure?zone=default" => answer(
