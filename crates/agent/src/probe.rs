@@ -124,7 +124,7 @@ mod tests {
         )
         .await;
         assert!(seen.ready, "{seen:?}");
-        let seen = probed(Box::leak(Box::new([bad])), http, 100).await;
+        let seen = probed(Box::leak(Box::new([bad])), http, 1000).await;
         assert!(!seen.ready && seen.last.contains("503"), "{seen:?}");
     }
 

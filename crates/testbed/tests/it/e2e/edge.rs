@@ -507,7 +507,7 @@ fn published_ports_names_and_reserved_addresses() {
     controller.ok(["app", "delete", "web", "--yes"]);
     assert_eq!(controller.json(["port", "list"]), json!([]));
     let tables = controller.script("nft list tables");
-    assert!(!tables.contains("_ports"), "{tables}");
+    assert!(!tables.contains("proximity_default_ports"), "{tables}");
 }
 
 /// A machine that is plugged into the zone's bridge gets the address that is kept for it.
