@@ -1,6 +1,8 @@
 //! A guest's agent and an appliance's relay as small real servers, and a link that knows them.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -18,7 +20,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use wire::agent::{Health, Scope};
@@ -63,15 +65,40 @@ pub struct Lab {
     pub seen: Arc<Seen>,
     /// Where the relay's tunnels lead: the agent under test.
     agent: Arc<Mutex<Option<SocketAddr>>>,
-    _directory: tempfile::TempDir,
+    pub inside: Arc<Mutex<Inside>>,
+    pub directory: tempfile::TempDir,
 }
 
-struct At(SocketAddr);
+/// What a connection made inside the guest's own network meets.
+#[derive(Default, Clone)]
+pub enum Inside {
+    /// There is no such way.
+    #[default]
+    NoWay,
+    /// Nobody listens.
+    Nobody,
+    /// This listener.
+    Socket(PathBuf),
+}
+
+struct At {
+    relay: SocketAddr,
+    inside: Arc<Mutex<Inside>>,
+}
 
 #[async_trait]
 impl Locate for At {
     async fn relay(&self, _appliance: &InstanceId) -> Result<SocketAddr, LinkError> {
-        Ok(self.0)
+        Ok(self.relay)
+    }
+
+    async fn inside(&self, _guest: &InstanceId) -> Option<io::Result<UnixStream>> {
+        let inside = self.inside.lock().unwrap().clone();
+        match inside {
+            Inside::NoWay => None,
+            Inside::Nobody => Some(Err(io::ErrorKind::ConnectionRefused.into())),
+            Inside::Socket(path) => Some(UnixStream::connect(path).await),
+        }
     }
 }
 
@@ -100,7 +127,12 @@ impl Lab {
         agent: Arc<Mutex<Option<SocketAddr>>>,
         relay: SocketAddr,
     ) -> Self {
-        let link = Link::new(authority.clone(), Arc::new(At(relay))).unwrap();
+        let inside = Arc::default();
+        let ways = At {
+            relay,
+            inside: Arc::clone(&inside),
+        };
+        let link = Link::new(authority.clone(), Arc::new(ways)).unwrap();
         Self {
             authority,
             link: Arc::new(link),
@@ -111,7 +143,8 @@ impl Lab {
             },
             seen,
             agent,
-            _directory: directory,
+            inside,
+            directory,
         }
     }
 
@@ -132,6 +165,11 @@ impl Lab {
             .unwrap();
         let relay = listen(&bundle, seen.clone(), over_http(router)).await;
         Self::with_relay(directory, authority, seen, Arc::default(), relay)
+    }
+
+    /// Where the agent under test listens.
+    pub fn agent(&self) -> Option<SocketAddr> {
+        *self.agent.lock().unwrap()
     }
 
     /// The guest's identity.

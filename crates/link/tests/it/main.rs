@@ -11,6 +11,7 @@ mod files;
 mod gateway;
 mod hostile;
 mod identities;
+mod inside;
 mod lab;
 mod sessions;
 mod tokens;
