@@ -27,7 +27,7 @@ Policies:
 
 Examples:
   proximity egress set web off
-  proximity egress set lab deb.debian.org,*.example.org")]
+  proximity egress set lab api.example.com,*.example.org")]
     Set(EgressSetArgs),
 }
 
