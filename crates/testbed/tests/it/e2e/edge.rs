@@ -458,6 +458,10 @@ fn published_ports_names_and_reserved_addresses() {
     eventually("the port is open", || {
         on_the_lan(&controller, page).contains("nginx")
     });
+    // Its answers are the callers' business, whatever the app may reach of itself.
+    controller.ok(["egress", "set", "web", "off"]);
+    assert!(on_the_lan(&controller, page).contains("nginx"));
+    controller.ok(["egress", "set", "web", "internet"]);
     let url = format!("http://{}:18080/", controller.wan_address());
     assert_eq!(controller.page_at(&url, &[]).0, 200);
     // The app sees who asks.
