@@ -56,8 +56,7 @@ pub trait Locate: Send + Sync {
     async fn relay(&self, appliance: &InstanceId) -> Result<SocketAddr, LinkError>;
 
     /// A connection made inside the network of a guest that runs on this very machine, to the socket
-    /// [`wire::agent::AGENT_SOCKET`] there. None for guests elsewhere. That nobody listens there says that
-    /// the agent does not run.
+    /// [`wire::agent::AGENT_SOCKET`] there. None for guests elsewhere.
     async fn inside(&self, _guest: &InstanceId) -> Option<io::Result<UnixStream>> {
         None
     }
@@ -299,10 +298,8 @@ impl Link {
                     // Any process of the guest can have taken the socket's name before the agent.
                     Err(error) => tracing::debug!(%error, "not by the socket inside; by the relay"),
                 },
-                // The agent listens on both or on neither, so the relay would find nobody either.
-                Ok(Some(Err(error))) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    return Err(not_reachable(to, "its agent does not listen".into()));
-                }
+                // Also when nobody listens there: an agent of an older version has its port alone, and so has
+                // one that found the name taken.
                 Ok(Some(Err(error))) => {
                     tracing::debug!(peer = to.name(), %error, "no way inside; by the relay");
                 }

@@ -3,7 +3,6 @@
 
 use axum::Router;
 use axum::routing::get;
-use link::LinkError;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixListener};
 
@@ -52,14 +51,12 @@ async fn whoever_took_the_agents_name_inside_is_passed_by() {
 }
 
 #[tokio::test]
-async fn an_agent_that_does_not_listen_is_not_looked_for_twice() {
+async fn an_agent_that_has_its_port_alone_is_reached_by_the_relay() {
     let lab = lab().await;
-    *lab.inside.lock().unwrap() = Inside::Nobody;
-    let error = lab.link.health(&lab.peer).await.unwrap_err();
-    assert!(matches!(error, LinkError::NotReachable { .. }), "{error}");
-    assert!(!error.may_have_run());
-    assert_eq!(lab.seen.tunnels(), 0);
-    *lab.inside.lock().unwrap() = Inside::NoWay;
-    lab.link.health(&lab.peer).await.unwrap();
-    assert_eq!(lab.seen.tunnels(), 1);
+    for (inside, tunnels) in [(Inside::Nobody, 1), (Inside::NoWay, 2)] {
+        *lab.inside.lock().unwrap() = inside;
+        lab.link.forget(&lab.peer.instance);
+        lab.link.health(&lab.peer).await.unwrap();
+        assert_eq!(lab.seen.tunnels(), tunnels);
+    }
 }
