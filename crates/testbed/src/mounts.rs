@@ -110,16 +110,16 @@ pub(crate) fn arrange(spec: &Spec, hierarchies: &[Hierarchy]) -> Result<()> {
     let default = Path::new(DEFAULT_STATE_DIR);
     let other = Some(spec.state_dir.as_path()).filter(|dir| *dir != default);
     for hidden in std::iter::once(default).chain(other) {
-        if hidden.is_dir() {
-            mount(
-                "tmpfs",
-                hidden,
-                "tmpfs",
-                MountFlags::NODEV,
-                Some(c"mode=700"),
-            )
-            .during("hide", hidden)?;
-        }
+        // Made where it is missing: another host may make it later, and this one would see into it.
+        make_dir(hidden)?;
+        mount(
+            "tmpfs",
+            hidden,
+            "tmpfs",
+            MountFlags::NODEV,
+            Some(c"mode=700"),
+        )
+        .during("hide", hidden)?;
     }
     Ok(())
 }
