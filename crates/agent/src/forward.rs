@@ -15,10 +15,9 @@ use std::time::Duration;
 
 use api::Problem;
 use axum::Router;
-use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use hyper::upgrade::OnUpgrade;
@@ -28,6 +27,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::upgrade;
 
 /// Connections at a time.
 const CONNECTIONS: usize = 256;
@@ -118,32 +119,16 @@ async fn forward(
     mut request: Request,
 ) -> Result<Response, ForwardError> {
     let Query(asked) = asked.map_err(|e| ForwardError::Query(e.body_text()))?;
-    if !asks_for_upgrade(request.headers()) {
+    if !upgrade::is_asked_for(request.headers(), PROTOCOL) {
         return Err(ForwardError::NoUpgrade);
     }
-    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
-    let upgrade = upgrade.ok_or(ForwardError::NoUpgrade)?;
+    let upgraded = request.extensions_mut().remove::<OnUpgrade>();
+    let upgraded = upgraded.ok_or(ForwardError::NoUpgrade)?;
     let permit = connections.try_acquire_owned();
     let permit = permit.map_err(|_| ForwardError::Busy)?;
     let guest = connect(asked.port.get()).await?;
-    tokio::spawn(serve(upgrade, guest, permit));
-    let headers = [
-        (header::CONNECTION, HeaderValue::from_static("upgrade")),
-        (header::UPGRADE, HeaderValue::from_static(PROTOCOL)),
-    ];
-    Ok((StatusCode::SWITCHING_PROTOCOLS, headers, Body::empty()).into_response())
-}
-
-fn asks_for_upgrade(headers: &HeaderMap) -> bool {
-    let has = |name, word: &str| {
-        headers
-            .get_all(name)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .any(|found| found.trim().eq_ignore_ascii_case(word))
-    };
-    has(header::CONNECTION, "upgrade") && has(header::UPGRADE, PROTOCOL)
+    tokio::spawn(serve(upgraded, guest, permit));
+    Ok(upgrade::switching(PROTOCOL))
 }
 
 async fn connect(port: u16) -> Result<TcpStream, ForwardError> {

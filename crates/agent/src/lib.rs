@@ -23,6 +23,7 @@ pub mod log;
 pub mod probe;
 pub mod relay;
 pub mod trust;
+pub mod upgrade;
 
 /// The version of this agent as it reports it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

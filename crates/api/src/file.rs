@@ -5,8 +5,28 @@
 //! receives compares before the file appears under its name. Trailers come to those who say
 //! `TE: trailers`.
 
+//! # Straight
+//!
+//! Between two ends of a unix socket a file need not be wrapped. A request with `Upgrade: proximity-file`
+//! ([`STRAIGHT`]) and, for a PUT, the size in [`SIZE_HEADER`] and no body, is answered by 101; then
+//!
+//! | | from | bytes |
+//! |---|---|---|
+//! | GET | client | [`GO`]: what comes now is no HTTP any more |
+//! | | server | as many bytes as the 101 said in [`REST_HEADER`], and their SHA-256 (32 bytes) |
+//! | PUT | client | as many bytes as it said, and their SHA-256 (32 bytes) |
+//! | | server | [`UploadEnd`] as JSON, to the end of the connection |
+//!
+//! A connection that ends earlier broke off. A server that does not take a GET this way answers it as if nobody
+//! had asked for it.
+
+use std::io::{self, Read};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+use crate::Problem;
 
 /// The mode of a file in octal, like `0644`.
 pub const MODE_HEADER: &str = "x-file-mode";
@@ -14,6 +34,50 @@ pub const MODE_HEADER: &str = "x-file-mode";
 pub const SIZE_HEADER: &str = "x-file-size";
 /// The digest of the bytes: `sha-256=:BASE64:`.
 pub const DIGEST_HEADER: &str = "repr-digest";
+
+/// How many bytes come straight, in an answer with status 101.
+pub const REST_HEADER: &str = "x-file-rest";
+
+/// The protocol of a file that travels straight; see above.
+pub const STRAIGHT: &str = "proximity-file";
+/// From the client of a straight GET: it has left HTTP behind.
+pub const GO: u8 = b'g';
+/// An [`UploadEnd`] is at most this long in bytes.
+pub const UPLOAD_END_MAX_BYTES: usize = 64 << 10;
+
+/// What became of an upload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Written {
+    /// The file's size in bytes.
+    pub size_bytes: u64,
+    /// SHA-256 of what is on the disk, in hex.
+    pub sha256: String,
+}
+
+/// The end of an upload that came straight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UploadEnd {
+    /// The file is there.
+    Written(Written),
+    /// Nothing was changed.
+    Problem(Problem),
+}
+
+impl UploadEnd {
+    /// Reads one to the end of its connection. Who closes a socket before it has read everything leaves an
+    /// error behind what it said, which then counts for nothing.
+    pub fn read(from: impl Read) -> io::Result<Self> {
+        let mut text = Vec::new();
+        let limit = UPLOAD_END_MAX_BYTES as u64;
+        match from.take(limit).read_to_end(&mut text) {
+            Err(error) if text.is_empty() => Err(error),
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(serde_json::from_slice(&text)?),
+        }
+    }
+}
 
 /// A SHA-256 as `Repr-Digest` has it.
 pub fn repr_digest(sha256: &[u8; 32]) -> String {

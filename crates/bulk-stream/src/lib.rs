@@ -10,6 +10,11 @@
 //!
 //! A connection on which little is said reads as before: nothing is ever waited for once there is
 //! something to give, and the buffer exists only while bytes flow. Never looks into the bytes.
+//!
+//! Between two ends on one machine a large file needs none of it: [`Filled::into_socket`] gives back the
+//! socket below TLS, and [`pump`] leads what comes out of one socket into another.
+
+pub mod pump;
 
 use std::future::Future as _;
 use std::io::{self, IoSlice};
@@ -17,6 +22,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio_rustls::rustls::ConnectionCommon;
 use tokio_rustls::{client, server};
 
 /// How much is read ahead of TLS, and how much TLS encrypts before it writes, in bytes. Twice this
@@ -59,6 +65,11 @@ impl<S> ReadAhead<S> {
             given: 0,
             flows: false,
         }
+    }
+
+    /// The socket, unless something was read of it that nobody has taken.
+    fn into_socket(self) -> Option<S> {
+        (self.given >= self.buffer.len()).then_some(self.socket)
     }
 
     /// Gives out what was read ahead, if there is any.
@@ -150,6 +161,36 @@ impl<S> Filled<S> {
             failed: None,
         }
     }
+}
+
+impl<S> Filled<client::TlsStream<ReadAhead<S>>> {
+    /// The socket below TLS, from here on in plain. None when it can't be had: something was read ahead
+    /// of whoever asks, or is still to be written.
+    pub fn into_socket(self) -> Option<S> {
+        let (socket, mut tls) = self.stream.into_inner();
+        (self.failed.is_none() && is_between_words(&mut tls)).then_some(())?;
+        socket.into_socket()
+    }
+}
+
+impl<S> Filled<server::TlsStream<ReadAhead<S>>> {
+    /// The socket below TLS.
+    pub fn socket(&self) -> &S {
+        &self.stream.get_ref().0.socket
+    }
+
+    /// As the client's end has it.
+    pub fn into_socket(self) -> Option<S> {
+        let (socket, mut tls) = self.stream.into_inner();
+        (self.failed.is_none() && is_between_words(&mut tls)).then_some(())?;
+        socket.into_socket()
+    }
+}
+
+/// Whether all that TLS took was given out, and all that it was given was written.
+fn is_between_words<D>(tls: &mut ConnectionCommon<D>) -> bool {
+    tls.process_new_packets()
+        .is_ok_and(|state| state.plaintext_bytes_to_read() == 0 && state.tls_bytes_to_write() == 0)
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Filled<S> {

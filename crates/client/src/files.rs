@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use api::InstanceName;
+pub use api::file::Written;
 use api::file::{DIGEST_HEADER, MODE_HEADER, SIZE_HEADER, parse_repr_digest, repr_digest};
 use bytes::Bytes;
 use http_body::{Body, Frame};
@@ -17,7 +18,6 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, TRAILER};
 use hyper::{Method, Response};
-use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -42,15 +42,6 @@ pub struct Download {
     body: Incoming,
     digest: Option<Sha256>,
     client: Client,
-}
-
-/// What became of an upload.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Written {
-    /// The file's size in bytes.
-    pub size_bytes: u64,
-    /// SHA-256 of what is on the instance's disk, in hex.
-    pub sha256: String,
 }
 
 /// What an upload is fed with. A queue that ends without `End` cuts the upload, and nothing is changed.
@@ -81,21 +72,9 @@ impl Client {
         path: &str,
         user: Option<&str>,
     ) -> Result<Download, Error> {
-        let route = ["instances", instance.as_str(), "files"];
-        let call = StreamCall::new(Method::GET, &route)
-            .query("path", Some(path))
-            .query("user", user)
-            .header(CONNECTION, "TE")
-            .header(TE, "trailers");
+        let call = Download::call(instance, path, user).header(CONNECTION, "TE");
         let response = self.stream(call).await?;
-        let text = |name| header(&response, name);
-        Ok(Download {
-            size_bytes: text(SIZE_HEADER).and_then(|size| size.parse().ok()),
-            mode: text(MODE_HEADER).and_then(|mode| u32::from_str_radix(mode, 8).ok()),
-            digest: digest_of(response.headers()),
-            body: response.into_body(),
-            client: self.clone(),
-        })
+        Ok(Download::of(self, response))
     }
 
     /// Writes a file in an instance, whole or not at all. The pieces come from `pieces`.
@@ -105,11 +84,8 @@ impl Client {
         target: Target<'_>,
         pieces: mpsc::Receiver<UploadPiece>,
     ) -> Result<Written, Error> {
-        let route = ["instances", instance.as_str(), "files"];
-        let mut call = StreamCall::new(Method::PUT, &route)
-            .query("path", Some(target.path))
-            .query("user", target.user)
-            .query("mode", target.mode.map(|mode| format!("{mode:04o}")))
+        let mut call = target
+            .call(instance)
             .header(CONTENT_TYPE, "application/octet-stream")
             .header(TRAILER, DIGEST_HEADER);
         call.body = UploadBody {
@@ -130,7 +106,38 @@ impl Client {
     }
 }
 
+impl<'a> Target<'a> {
+    pub(crate) fn call(self, instance: &'a InstanceName) -> StreamCall<'a> {
+        StreamCall::new(Method::PUT, &["instances", instance.as_str(), "files"])
+            .query("path", Some(self.path))
+            .query("user", self.user)
+            .query("mode", self.mode.map(|mode| format!("{mode:04o}")))
+    }
+}
+
 impl Download {
+    pub(crate) fn call<'a>(
+        instance: &'a InstanceName,
+        path: &str,
+        user: Option<&str>,
+    ) -> StreamCall<'a> {
+        StreamCall::new(Method::GET, &["instances", instance.as_str(), "files"])
+            .query("path", Some(path))
+            .query("user", user)
+            .header(TE, "trailers")
+    }
+
+    pub(crate) fn of(client: &Client, response: Response<Incoming>) -> Self {
+        let text = |name| header(&response, name);
+        Self {
+            size_bytes: text(SIZE_HEADER).and_then(|size| size.parse().ok()),
+            mode: text(MODE_HEADER).and_then(|mode| u32::from_str_radix(mode, 8).ok()),
+            digest: digest_of(response.headers()),
+            body: response.into_body(),
+            client: client.clone(),
+        }
+    }
+
     /// The next bytes; nothing when all have come, and with them their digest.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
@@ -166,7 +173,7 @@ impl Download {
     }
 }
 
-fn header<'a>(response: &'a Response<Incoming>, name: &str) -> Option<&'a str> {
+pub(crate) fn header<'a>(response: &'a Response<Incoming>, name: &str) -> Option<&'a str> {
     response.headers().get(name)?.to_str().ok()
 }
 

@@ -22,6 +22,7 @@ mod orphans;
 mod sandboxes;
 mod session;
 mod sse;
+mod straight;
 mod stream;
 
 pub use calls::Change;
@@ -32,4 +33,5 @@ pub use events::{OperationWatch, Patience, Watched};
 pub use exec::{STDIN_LIMIT, bytes_of, encoded};
 pub use files::{Download, Sha256, Target, UploadPiece, Written};
 pub use session::{SessionEvent, SessionInput, SessionOutput};
+pub use straight::{Cut, Opened, StraightDownload, StraightUpload};
 pub use stream::Tunnel;

@@ -7,6 +7,7 @@
 //! for what is not acknowledged): two minutes at most. Never sends anything twice.
 
 use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::connection::{CALL_DEADLINE, CONNECT_DEADLINE, Client, PROBLEM_LIMIT};
 use crate::endpoint::Endpoint;
@@ -43,13 +45,39 @@ pub type Tunnel = TokioIo<Upgraded>;
 /// The body of a request on such a connection.
 pub(crate) type StreamBody = BoxBody<Bytes, io::Error>;
 
-trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+trait Transport: AsyncRead + AsyncWrite + Send + Unpin {
+    /// The socket, if it is the unix one.
+    fn into_unix(self: Box<Self>) -> Option<UnixStream> {
+        None
+    }
+}
+
+impl Transport for UnixStream {
+    fn into_unix(self: Box<Self>) -> Option<UnixStream> {
+        Some(*self)
+    }
+}
+impl Transport for TcpStream {}
+impl Transport for TlsStream<TcpStream> {}
+
+/// The unix socket below an answer with status 101, blocking, for threads.
+pub(crate) async fn unix_below(response: Response<Incoming>) -> io::Result<StdUnixStream> {
+    let upgraded = timeout(CALL_DEADLINE, hyper::upgrade::on(response)).await?;
+    let upgraded = upgraded.map_err(io::Error::other)?;
+    let parts = upgraded.downcast::<TokioIo<Box<dyn Transport>>>();
+    let parts = parts.map_err(|_| io::Error::other("no connection of ours"))?;
+    let socket = parts.io.into_inner().into_unix();
+    let socket = socket.filter(|_| parts.read_buf.is_empty());
+    let socket = socket.ok_or_else(|| io::Error::other("the server did not wait"))?;
+    let socket = socket.into_std()?;
+    socket.set_nonblocking(false)?;
+    Ok(socket)
+}
 
 /// A request before it is sent.
 pub(crate) struct StreamCall<'a> {
     pub method: Method,
-    pub path: &'a [&'a str],
+    pub path: Vec<&'a str>,
     pub query: Vec<(&'static str, String)>,
     pub headers: Vec<(HeaderName, String)>,
     pub body: StreamBody,
@@ -58,10 +86,10 @@ pub(crate) struct StreamCall<'a> {
 }
 
 impl<'a> StreamCall<'a> {
-    pub(crate) fn new(method: Method, path: &'a [&'a str]) -> Self {
+    pub(crate) fn new(method: Method, path: &[&'a str]) -> Self {
         Self {
             method,
-            path,
+            path: path.to_vec(),
             query: Vec::new(),
             headers: Vec::new(),
             body: Empty::new().map_err(|never| match never {}).boxed(),
@@ -83,7 +111,7 @@ impl<'a> StreamCall<'a> {
 impl Client {
     /// Sends a request on a connection of its own. What is neither a success nor 101 becomes an error.
     pub(crate) async fn stream(&self, call: StreamCall<'_>) -> Result<Response<Incoming>, Error> {
-        let mut url = self.endpoint().url(call.path)?;
+        let mut url = self.endpoint().url(&call.path)?;
         if !call.query.is_empty() {
             url.query_pairs_mut().extend_pairs(&call.query);
         }

@@ -4,14 +4,16 @@
 //! So every failure says whether nothing ran or the outcome is unknown.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use api::session::WindowSize;
 use api::{InstanceId, Problem, ZoneName};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use wire::identity::Bundle;
@@ -198,14 +200,48 @@ pub enum FilePart {
 /// The parts of a file. A stream that ends without its digest broke off.
 pub type FileParts = BoxStream<'static, Result<FilePart, std::io::Error>>;
 
+/// A file on a socket, whose other end is on this machine: so many bytes, and after them their SHA-256 (32
+/// bytes). An end before that is a file that broke off.
+#[derive(Debug)]
+pub struct FileSocket {
+    /// How many bytes come before the digest.
+    pub size_bytes: u64,
+    /// Blocking, with time limits.
+    pub socket: UnixStream,
+}
+
+/// The content of a file on its way.
+pub enum FileContent {
+    /// Piece by piece.
+    Parts(FileParts),
+    /// On a socket that can be led into another one.
+    Socket(FileSocket),
+}
+
+impl FileContent {
+    /// As parts, whatever it is.
+    pub fn into_parts(self) -> FileParts {
+        match self {
+            Self::Parts(parts) => parts,
+            Self::Socket(file) => parts_of(file),
+        }
+    }
+}
+
+impl From<FileParts> for FileContent {
+    fn from(parts: FileParts) -> Self {
+        Self::Parts(parts)
+    }
+}
+
 /// A file that is being read.
 pub struct FileDownload {
     /// Its size in bytes.
     pub size_bytes: u64,
     /// Its permissions.
     pub mode: u32,
-    /// Its content, from the offset asked for.
-    pub parts: FileParts,
+    /// Its content, from the offset asked for. A socket only when one was asked for.
+    pub content: FileContent,
 }
 
 /// A file to be written.
@@ -213,7 +249,7 @@ pub struct FileUpload {
     /// Permissions; those of the file that is replaced, else 0644, when left out.
     pub mode: Option<u32>,
     /// Its content.
-    pub parts: FileParts,
+    pub content: FileContent,
 }
 
 /// What was written.
@@ -234,6 +270,44 @@ pub enum FileError {
     /// The guest can't be reached.
     #[error(transparent)]
     Channel(#[from] ChannelError),
+}
+
+/// The pieces in which a socket is read where it can't be led on, in bytes.
+const PIECE_BYTES: u64 = 256 << 10;
+
+/// A socket's file piece by piece.
+fn parts_of(file: FileSocket) -> FileParts {
+    let left = Some((file.socket, file.size_bytes));
+    futures::stream::try_unfold(left, |left| async move {
+        let Some((socket, left)) = left else {
+            return Ok(None);
+        };
+        let read =
+            tokio::task::spawn_blocking(move || next_part(&socket, left).map(|p| (p, socket)));
+        let (part, socket) = read.await.map_err(std::io::Error::other)??;
+        let after = match &part {
+            FilePart::Bytes(bytes) => Some((socket, left.saturating_sub(bytes.len() as u64))),
+            FilePart::Sha256(_) => None,
+        };
+        Ok(Some((part, after)))
+    })
+    .boxed()
+}
+
+fn next_part(mut socket: &UnixStream, left: u64) -> std::io::Result<FilePart> {
+    if left == 0 {
+        let mut digest = [0; 32];
+        socket.read_exact(&mut digest)?;
+        return Ok(FilePart::Sha256(digest));
+    }
+    let mut piece = Vec::new();
+    let most = left.min(PIECE_BYTES);
+    piece.reserve_exact(usize::try_from(most).unwrap_or_default());
+    socket.take(most).read_to_end(&mut piece)?;
+    if piece.is_empty() {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(FilePart::Bytes(piece.into()))
 }
 
 /// A connection to a port of a guest.
@@ -275,12 +349,14 @@ pub trait Channel: Send + Sync {
     /// Forgets a guest that is gone: connections to it and what was signed for it.
     fn forget(&self, _guest: &InstanceId) {}
 
-    /// Reads a file, or the rest of it from an offset.
+    /// Reads a file, or the rest of it from an offset; on a socket where the caller can take one and there
+    /// is one to be had.
     async fn read_file(
         &self,
         _guest: &ChannelTarget,
         _request: &FileRequest,
         _offset: u64,
+        _socket: bool,
     ) -> Result<FileDownload, FileError> {
         Err(self.no("files").into())
     }

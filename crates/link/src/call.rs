@@ -225,22 +225,30 @@ async fn whole(body: &mut Incoming, limit: usize) -> Result<Bytes, String> {
     Ok(taken.into())
 }
 
-/// The problem in a body, with texts of a bounded length and the status that was really sent.
+/// The problem in a body, with the status that was really sent.
 fn problem(status: StatusCode, body: &[u8]) -> Problem {
     match serde_json::from_slice::<Problem>(body) {
         Ok(sent) => Problem {
-            kind: cut(sent.kind, 200),
-            title: cut(sent.title, 200),
             status: status.as_u16(),
-            detail: cut(sent.detail, 2000),
-            code: cut(sent.code, 64),
-            hint: sent.hint.map(|hint| cut(hint, 1000)),
+            ..bounded(sent)
         },
         Err(_) => Problem::new(
             status.as_u16(),
             "unexpected_answer",
             format!("status {status} without a reason"),
         ),
+    }
+}
+
+/// A peer's problem with texts of a bounded length.
+pub(crate) fn bounded(sent: Problem) -> Problem {
+    Problem {
+        kind: cut(sent.kind, 200),
+        title: cut(sent.title, 200),
+        status: sent.status,
+        detail: cut(sent.detail, 2000),
+        code: cut(sent.code, 64),
+        hint: sent.hint.map(|hint| cut(hint, 1000)),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use bulk_stream::{Filled, ReadAhead};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -10,8 +11,13 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+
+/// A connection made inside a guest's own network.
+pub(crate) type Inside = Filled<TlsStream<ReadAhead<UnixStream>>>;
 
 /// The body of a request.
 pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;

@@ -28,15 +28,15 @@ use crate::connection::{Body, describe};
 use crate::error::LinkError;
 use crate::link::{Destination, Link, Peer};
 
-const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 /// No part of a file moved for so long: the peer is gone.
-const STALL: Duration = Duration::from_secs(30);
+pub(crate) const STALL: Duration = Duration::from_secs(30);
 /// What a download may take beyond the time that its size allows at [`SLOWEST_BYTES_S`]. Only waiting
 /// for the peer counts, not for whoever takes the parts.
 const SLACK: Duration = Duration::from_secs(60);
 const SLOWEST_BYTES_S: u64 = 16 << 10;
 /// After the last byte the agent flushes the file to its disk.
-const FLUSH_DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const FLUSH_DEADLINE: Duration = Duration::from_secs(120);
 /// The whole upload, so that no peer holds one for ever.
 const UPLOAD_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 const ANSWER_MAX_BYTES: usize = 64 << 10;
@@ -195,7 +195,7 @@ impl Link {
     }
 }
 
-fn files_path(path: &str, user: Option<&str>, mode: Option<u32>) -> String {
+pub(crate) fn files_path(path: &str, user: Option<&str>, mode: Option<u32>) -> String {
     let mut query = format!("/files?path={}", query_value(path));
     if let Some(user) = user {
         query = format!("{query}&user={}", query_value(user));
@@ -207,13 +207,13 @@ fn files_path(path: &str, user: Option<&str>, mode: Option<u32>) -> String {
 }
 
 /// What the head of an answer says about a file.
-struct Facts {
-    size_bytes: u64,
-    mode: u32,
+pub(crate) struct Facts {
+    pub size_bytes: u64,
+    pub mode: u32,
 }
 
 impl Facts {
-    fn of(answer: &Answer) -> Option<Self> {
+    pub fn of(answer: &Answer) -> Option<Self> {
         let headers = answer.response.headers();
         let text = |name| headers.get(name)?.to_str().ok();
         Some(Self {

@@ -23,6 +23,7 @@ mod link;
 mod pool;
 pub mod relay;
 mod session;
+mod straight;
 pub mod token;
 
 pub use error::LinkError;
@@ -31,3 +32,4 @@ pub use forward::Duplex;
 pub use identity::{Authority, IdentityError, Kind, bundle_is_due};
 pub use link::{Link, Locate, Peer};
 pub use session::{AgentSession, SessionInput, SessionOutput};
+pub use straight::{StraightDownload, StraightUpload};

@@ -289,25 +289,64 @@ impl Link {
         }
     }
 
+    /// Sends a request over a new connection made inside the guest's network. None when there is no such
+    /// way; nothing was sent then.
+    pub(crate) async fn call_inside(
+        &self,
+        to: &Destination,
+        mut call: Call,
+    ) -> Result<Option<Answer>, LinkError> {
+        let Some(mut connection) = self.inside(to).await else {
+            return Ok(None);
+        };
+        let tokens = self.authority.tokens();
+        let bearer = call
+            .scope
+            .map(|scope| tokens.bearer(to.name(), scope, SystemTime::now()))
+            .transpose()?;
+        let request = call.request(to.name(), bearer.as_ref())?;
+        let until = after(call.deadline);
+        match timeout_at(until, connection.send(request)).await {
+            Ok(Ok(response)) => Ok(Some(self.answer(to, connection, response, until))),
+            Ok(Err(SendError::Unsent(_))) => Ok(None),
+            Ok(Err(SendError::Broken(reason))) => Err(unknown(to, reason)),
+            Err(_) => Err(late(to, call.deadline)),
+        }
+    }
+
     async fn open(&self, to: &Destination) -> Result<Connection, LinkError> {
-        if to.target.is_some() {
-            match timeout(INSIDE_DEADLINE, self.locate.inside(&to.key.1)).await {
-                Ok(None) => {}
-                Ok(Some(Ok(stream))) => match self.secured(to, stream).await {
-                    Ok(connection) => return Ok(connection),
-                    // Any process of the guest can have taken the socket's name before the agent.
-                    Err(error) => tracing::debug!(%error, "not by the socket inside; by the relay"),
-                },
-                // Also when nobody listens there: an agent of an older version has its port alone, and so has
-                // one that found the name taken.
-                Ok(Some(Err(error))) => {
-                    tracing::debug!(peer = to.name(), %error, "no way inside; by the relay");
-                }
-                Err(_) => tracing::debug!(peer = to.name(), "no way inside in time; by the relay"),
-            }
+        if let Some(connection) = self.inside(to).await {
+            return Ok(connection);
         }
         let stream = self.dial(to).await?;
         self.secured(to, stream).await
+    }
+
+    /// A connection made inside the network of a guest of this machine, if there is a way.
+    async fn inside(&self, to: &Destination) -> Option<Connection> {
+        to.target?;
+        match timeout(INSIDE_DEADLINE, self.locate.inside(&to.key.1)).await {
+            Ok(None) => None,
+            Ok(Some(Ok(stream))) => {
+                let secured = self.secured(to, stream).await;
+                // Any process of the guest can have taken the socket's name before the agent.
+                secured
+                    .inspect_err(
+                        |error| tracing::debug!(%error, "not by the socket inside; by the relay"),
+                    )
+                    .ok()
+            }
+            // Also when nobody listens there: an agent of an older version has its port alone, and so has
+            // one that found the name taken.
+            Ok(Some(Err(error))) => {
+                tracing::debug!(peer = to.name(), %error, "no way inside; by the relay");
+                None
+            }
+            Err(_) => {
+                tracing::debug!(peer = to.name(), "no way inside in time; by the relay");
+                None
+            }
+        }
     }
 
     /// TLS with whoever is at the other end, who must be the one that is meant.

@@ -161,6 +161,11 @@ impl Told {
             .into()
     }
 
+    /// What the log keeps of it.
+    pub(crate) fn into_outcome(self) -> Outcome {
+        self.outcome
+    }
+
     /// The code of the problem that it ended with.
     pub(crate) fn code(&self) -> Option<&str> {
         self.problem.as_deref()

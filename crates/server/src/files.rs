@@ -9,13 +9,19 @@ use std::task::{Context, Poll};
 
 use ::audit::Outcome;
 use api::Problem;
-use api::file::{DIGEST_HEADER, MODE_HEADER, SIZE_HEADER, parse_repr_digest, repr_digest};
+use api::file::{
+    DIGEST_HEADER, MODE_HEADER, REST_HEADER, SIZE_HEADER, UploadEnd, Written, parse_repr_digest,
+    repr_digest,
+};
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State as Extract};
+use axum::extract::{Path, Request, State as Extract};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
-use engine::ports::{FilePart, FileParts, FileRequest, FileUpload};
+use engine::ports::{
+    FileContent, FileDownload, FilePart, FileParts, FileRequest, FileSocket, FileUpload,
+    FileWritten,
+};
 use futures::stream::{Stream, StreamExt};
 use http::header::{
     ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
@@ -23,15 +29,17 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::Frame;
-use serde::{Deserialize, Serialize};
+use hyper::upgrade::OnUpgrade;
+use serde::Deserialize;
 use serde_json::json;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::IntoParams;
 
 use crate::State;
 use crate::answer::{Failed, Params};
-use crate::audited::{self, Told};
+use crate::audited::{self, Pending, Told};
 use crate::auth::Actor;
 use crate::sessions::outcome_of_problem;
+use crate::straight;
 
 pub(crate) fn routes() -> Router<State> {
     Router::new().route("/instances/{name}/files", get(read).put(write))
@@ -82,14 +90,16 @@ pub(crate) async fn read(
     Extension(actor): Extension<Actor>,
     Path(name): Path<String>,
     Params(which): Params<Which>,
-    headers: HeaderMap,
+    mut request: Request,
 ) -> Result<Response, Failed> {
-    let offset = offset_of(&headers)?;
+    let upgrade = straight::asked_for(&mut request);
+    let headers = request.headers();
+    let offset = offset_of(headers)?;
     let detail = json!({ "path": which.path, "user": which.user, "offset": offset });
     let intent = audited::begin(&state, &actor, "instance.file.read", &name, detail).await?;
     let found = state
         .controller
-        .read_file(&name, &which.request(), offset)
+        .read_file(&name, &which.request(), offset, upgrade.is_some())
         .await;
     let download = match found {
         Ok(download) => download,
@@ -101,13 +111,29 @@ pub(crate) async fn read(
     };
     // What follows is a copy of bytes; that they were handed out is what the log is for.
     audited::finish(intent, Outcome::ok()).await;
-    let size = download.size_bytes;
+    let FileDownload {
+        size_bytes: size,
+        mode,
+        content,
+    } = download;
+    let mode = format!("{:04o}", mode & 0o7777);
+    let described = [(MODE_HEADER, mode), (SIZE_HEADER, size.to_string())];
+    let parts = match (content, upgrade) {
+        (FileContent::Socket(file), Some(upgrade)) => {
+            let mut response = straight::switching();
+            set(&mut response, described);
+            set(&mut response, [(REST_HEADER, file.size_bytes.to_string())]);
+            tokio::spawn(straight::give(upgrade, file));
+            return Ok(response);
+        }
+        (content, _) => content.into_parts(),
+    };
     let trailers = headers.get_all(TE).iter().any(|v| {
         v.to_str()
             .is_ok_and(|t| t.to_ascii_lowercase().contains("trailers"))
     });
     let body = Body::new(FileBody {
-        parts: download.parts,
+        parts,
         trailers,
         whole: false,
     });
@@ -121,23 +147,27 @@ pub(crate) async fn read(
         body,
     )
         .into_response();
-    let mode = format!("{:04o}", download.mode & 0o7777);
-    let mut set = |name: http::HeaderName, value: String| {
-        if let Ok(value) = HeaderValue::from_str(&value) {
-            response.headers_mut().insert(name, value);
-        }
-    };
-    set(http::HeaderName::from_static(MODE_HEADER), mode);
-    set(http::HeaderName::from_static(SIZE_HEADER), size.to_string());
+    set(&mut response, described);
     if trailers {
-        set(TRAILER, "Repr-Digest".into());
+        let name = HeaderValue::from_static("Repr-Digest");
+        response.headers_mut().insert(TRAILER, name);
     }
     if offset > 0 {
         let last = size.saturating_sub(1);
-        set(CONTENT_RANGE, format!("bytes {offset}-{last}/{size}"));
+        let range = format!("bytes {offset}-{last}/{size}");
+        set(&mut response, [(CONTENT_RANGE.as_str(), range)]);
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
     }
     Ok(response)
+}
+
+fn set<const N: usize>(response: &mut Response, headers: [(&'static str, String); N]) {
+    for (name, value) in headers {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            let name = http::HeaderName::from_static(name);
+            response.headers_mut().insert(name, value);
+        }
+    }
 }
 
 /// The offset of `Range: bytes=N-`, the only form there is here.
@@ -152,15 +182,6 @@ fn offset_of(headers: &HeaderMap) -> Result<u64, Box<Problem>> {
     offset.ok_or_else(|| bad("the range can't be read".into(), "Range: bytes=N-"))
 }
 
-/// What was written.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Written {
-    /// The file's size in bytes.
-    size_bytes: u64,
-    /// SHA-256 of what is on the guest's disk, in hex.
-    sha256: String,
-}
-
 /// Replaces a file of a guest in one step, or changes nothing. The digest of the body comes as header or trailer `Repr-Digest` and is compared before the file appears.
 #[utoipa::path(put, path = "/api/v1/instances/{name}/files", tag = "instances", operation_id = "write_file",
     params(("name" = String, Path), Which), request_body(content = String, content_type = "application/octet-stream"), responses(
@@ -169,25 +190,85 @@ pub(crate) async fn write(
     Extract(state): Extract<State>,
     Path(name): Path<String>,
     Params(which): Params<Which>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<(Extension<Told>, Json<Written>), Failed> {
-    let ahead = parse_repr_digest(headers.get_all(DIGEST_HEADER))
+    mut request: Request,
+) -> Result<Response, Failed> {
+    let upgrade = straight::asked_for(&mut request);
+    let (head, body) = request.into_parts();
+    let mode = which.octal_mode()?;
+    if let Some(upgrade) = upgrade {
+        let size_bytes = straight_size(&head.headers)?;
+        let intent = head.extensions.get::<Pending>().and_then(Pending::take);
+        tokio::spawn(async move {
+            let written = write_straight(&state, &name, &which, mode, size_bytes, upgrade).await;
+            if let Some(intent) = intent {
+                audited::finish(intent, written.into_outcome()).await;
+            }
+        });
+        return Ok(straight::switching());
+    }
+    let ahead = parse_repr_digest(head.headers.get_all(DIGEST_HEADER))
         .map_err(|unreadable| bad(unreadable.to_string(), "sha-256=:BASE64:"))?;
-    let upload = FileUpload {
-        mode: which.octal_mode()?,
-        parts: parts_of(body, ahead),
-    };
+    let content = FileContent::Parts(parts_of(body, ahead));
+    let upload = FileUpload { mode, content };
     let written = state
         .controller
         .write_file(&name, &which.request(), upload)
         .await?;
-    let written = Written {
+    let written = told_of(&written);
+    let told = Extension(Told::wrote(written.size_bytes, &written.sha256));
+    Ok((told, Json(written)).into_response())
+}
+
+fn told_of(written: &FileWritten) -> Written {
+    Written {
         size_bytes: written.size_bytes,
         sha256: hex::encode(written.sha256),
+    }
+}
+
+fn straight_size(headers: &HeaderMap) -> Result<u64, Box<Problem>> {
+    let size = headers.get(SIZE_HEADER).and_then(|size| size.to_str().ok());
+    size.and_then(|size| size.parse().ok()).ok_or_else(|| {
+        let hint = format!("{SIZE_HEADER}: BYTES");
+        bad("how many bytes come is not said".into(), &hint)
+    })
+}
+
+/// From the `101` on: what went wrong is told over the socket.
+async fn write_straight(
+    state: &State,
+    name: &str,
+    which: &Which,
+    mode: Option<u32>,
+    size_bytes: u64,
+    upgrade: OnUpgrade,
+) -> Told {
+    let broken = |e: io::Error| Told::from(Outcome::failed(format!("no socket: {e}")));
+    let caller = match straight::socket(upgrade).await {
+        Ok(caller) => caller,
+        Err(error) => return broken(error),
     };
-    let told = Extension(Told::wrote(written.size_bytes, &written.sha256));
-    Ok((told, Json(written)))
+    let socket = match caller.try_clone() {
+        Ok(socket) => socket,
+        Err(error) => return broken(error),
+    };
+    let content = FileContent::Socket(FileSocket { size_bytes, socket });
+    let upload = FileUpload { mode, content };
+    let request = which.request();
+    match state.controller.write_file(name, &request, upload).await {
+        Ok(written) => {
+            let written = told_of(&written);
+            let told = Told::wrote(written.size_bytes, &written.sha256);
+            straight::end(caller, UploadEnd::Written(written)).await;
+            told
+        }
+        Err(error) => {
+            let problem = error.problem();
+            let told = Told::problem(&problem);
+            straight::end(caller, UploadEnd::Problem(problem)).await;
+            told
+        }
+    }
 }
 
 /// A request's body as parts, the digest last: from the trailer, or the one that came ahead.

@@ -27,6 +27,7 @@ mod operations;
 mod orphans;
 mod sandboxes;
 mod sessions;
+mod straight;
 mod system;
 mod zones;
 

@@ -13,6 +13,7 @@
 //! | `GET /files?path=&user=` | files | – | 200 or 206 the bytes, `Repr-Digest` as header or trailer |
 //! | `HEAD /files?path=&user=` | files | – | size, mode, times |
 //! | `PUT /files?path=&user=&mode=` | files | the bytes, `Repr-Digest` as header or trailer | 201 or 200 [`Written`] |
+//! | either, by [`AGENT_SOCKET`], with `Upgrade: proximity-file` | files | | 101, then the bytes in plain ([`api::file`]) |
 //! | `POST /forward?port=` | forward | `Connection: Upgrade`, `Upgrade: tcp` | 101, then the bytes of a connection to that port on the guest's loopback |
 //! | `PUT /identity` | identity | [`Bundle`](crate::identity::Bundle) | 204 |
 //!
@@ -22,6 +23,8 @@
 //! `gateway`) with a token of scope gateway, an `P` begins a tunnel (see [`crate::tunnel`]).
 
 use serde::{Deserialize, Serialize};
+
+pub use api::file::Written;
 
 /// Where the agent of a guest listens.
 pub const AGENT_PORT: u16 = 39383;
@@ -99,13 +102,4 @@ pub struct Health {
     pub instance: String,
     /// How long it has run.
     pub uptime_ms: u64,
-}
-
-/// What became of an upload.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Written {
-    /// The file's size in bytes.
-    pub size_bytes: u64,
-    /// SHA-256 of what is on the disk, in hex.
-    pub sha256: String,
 }

@@ -64,7 +64,10 @@ const TABLE: &[(&str, May)] = &[
         ]),
     ),
     ("store", May::Use(&["api", "engine"])),
-    ("server", May::Use(&["api", "engine", "audit"])),
+    (
+        "server",
+        May::Use(&["api", "engine", "audit", "bulk-stream"]),
+    ),
     ("client", May::Use(&["api"])),
     ("cli", May::Use(PRODUCT)),
     (TESTBED, May::UseAnything),

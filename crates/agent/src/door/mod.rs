@@ -31,6 +31,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
@@ -173,11 +174,34 @@ pub async fn serve_tls(
     }
 }
 
+/// A request that came over a [local](stream::Duplex::is_local) connection carries this as an extension: it
+/// may ask for [`straight`].
+#[derive(Debug, Clone, Copy)]
+pub struct Local;
+
+/// What is below a local connection whose request asked for an upgrade, with its seat, when the client has
+/// its answer. In plain from here on, and blocking, for threads.
+pub async fn straight(upgrade: OnUpgrade) -> io::Result<(std::os::unix::net::UnixStream, Seat)> {
+    let upgraded = upgrade.await.map_err(io::Error::other)?;
+    let parts = upgraded.downcast::<TokioIo<Seated>>();
+    let parts = parts.map_err(|_| io::Error::other("no connection of this door"))?;
+    let unread = || io::Error::other("the peer did not wait for the answer");
+    if !parts.read_buf.is_empty() {
+        return Err(unread());
+    }
+    let (socket, seat) = parts.io.into_inner().into_unix().ok_or_else(unread)?;
+    let socket = socket.into_std()?;
+    socket.set_nonblocking(false)?;
+    Ok((socket, seat))
+}
+
 /// Serves HTTP on a connection, with upgrades.
 pub async fn serve(stream: impl stream::Duplex + 'static, seat: Seat, router: Router) {
     let peer = seat.peer().clone();
-    let io = TokioIo::new(Seated::new(stream, seat));
-    let service = service_fn(move |request| answer(router.clone(), peer.clone(), request));
+    let stream = Seated::new(stream, seat);
+    let local = stream.is_local().then_some(Local);
+    let io = TokioIo::new(stream);
+    let service = service_fn(move |request| answer(router.clone(), peer.clone(), local, request));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE)
@@ -195,9 +219,13 @@ pub async fn serve(stream: impl stream::Duplex + 'static, seat: Seat, router: Ro
 async fn answer(
     router: Router,
     peer: Arc<Peer>,
+    local: Option<Local>,
     mut request: Request<Incoming>,
 ) -> Result<Response, Infallible> {
     request.extensions_mut().insert(peer.clone());
+    if let Some(local) = local {
+        request.extensions_mut().insert(local);
+    }
     let mut response = router.oneshot(request.map(Body::new)).await?;
     if peer.answered(response.status() == StatusCode::UNAUTHORIZED) {
         let close = HeaderValue::from_static("close");

@@ -5,20 +5,57 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bulk_stream::{Filled, ReadAhead};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::server::TlsStream;
 
 use super::crowd::Seat;
 
 /// Anything that carries a connection.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Whether its bytes leave this machine's kernel only to the peer: a unix socket, with or without
+    /// TLS on it.
+    fn is_local(&self) -> bool {
+        false
+    }
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+    /// The unix socket of a local one, in plain from here on. None when bytes were read ahead, too.
+    fn into_unix(self: Box<Self>) -> Option<UnixStream> {
+        None
+    }
+}
+
+impl Duplex for TcpStream {}
+
+impl Duplex for UnixStream {
+    fn is_local(&self) -> bool {
+        true
+    }
+
+    fn into_unix(self: Box<Self>) -> Option<UnixStream> {
+        Some(*self)
+    }
+}
+
+/// TLS on one of these.
+type Secured = Filled<TlsStream<ReadAhead<Box<dyn Duplex>>>>;
+
+impl Duplex for Secured {
+    fn is_local(&self) -> bool {
+        self.socket().is_local()
+    }
+
+    fn into_unix(self: Box<Self>) -> Option<UnixStream> {
+        self.into_socket()?.into_unix()
+    }
+}
 
 /// A connection and its seat. Boxed, so that there is one copy of the HTTP server in the binary and
 /// not one for each kind of socket.
 pub struct Seated {
     stream: Box<dyn Duplex>,
-    _seat: Seat,
+    seat: Seat,
 }
 
 impl Seated {
@@ -26,8 +63,18 @@ impl Seated {
     pub fn new(stream: impl Duplex + 'static, seat: Seat) -> Self {
         Self {
             stream: Box::new(stream),
-            _seat: seat,
+            seat,
         }
+    }
+
+    /// Whether the connection is [local](Duplex::is_local).
+    pub fn is_local(&self) -> bool {
+        self.stream.is_local()
+    }
+
+    /// What is below a local connection, and its seat.
+    pub fn into_unix(self) -> Option<(UnixStream, Seat)> {
+        Some((self.stream.into_unix()?, self.seat))
     }
 }
 

@@ -11,10 +11,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
-use api::file::{DIGEST_HEADER, MODE_HEADER, SIZE_HEADER, repr_digest};
+use api::file::{DIGEST_HEADER, MODE_HEADER, REST_HEADER, SIZE_HEADER, repr_digest};
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use http_body::{Frame, SizeHint};
@@ -25,7 +25,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::rights::run_as;
-use super::{DISK_DEADLINE, FileError, GuestPath, IDLE, PIECE_BYTES, QUEUE, Transfers};
+use super::straight::{self, Awaited};
+use super::{FileError, GuestPath, IDLE, PIECE_BYTES, QUEUE, Transfers, from_disk};
 
 /// The query of GET and HEAD.
 #[derive(Debug, Deserialize)]
@@ -41,6 +42,13 @@ struct Facts {
     size: u64,
     mode: u32,
     modified: Option<SystemTime>,
+}
+
+impl Facts {
+    /// Where a file of the kernel ends is not known before.
+    fn can_go_straight(&self) -> bool {
+        self.size > 0
+    }
 }
 
 /// What comes from the thread that reads.
@@ -75,23 +83,32 @@ pub async fn look(
 pub async fn read(
     State(transfers): State<Transfers>,
     asked: Result<Query<Asked>, QueryRejection>,
-    headers: HeaderMap,
+    mut request: Request,
 ) -> Result<Response, FileError> {
     let permit = transfers.begin()?;
     let (path, user) = parse(asked)?;
-    let from = range(&headers);
+    let (straight, awaited) = straight::asked_for(&mut request).unzip();
+    let headers = request.headers();
+    let from = range(headers);
     let (answer, answered) = oneshot::channel();
     let (pieces, read) = mpsc::channel(QUEUE);
     let reader = Reader {
         path: path.clone(),
         from,
         pieces,
+        awaited,
         permit,
     };
     run_as(user, move |rights| reader.run(rights, answer))?;
     let facts = from_disk(answered, &path).await?;
     let rest = facts.size.saturating_sub(from.unwrap_or(0));
-    let trailers = takes_trailers(&headers);
+    if let Some(straight) = straight.filter(|_| facts.can_go_straight()) {
+        let mut response = straight.go();
+        describe(&mut response, &facts);
+        set(&mut response, HeaderName::from_static(REST_HEADER), rest);
+        return Ok(response);
+    }
+    let trailers = takes_trailers(headers);
     let (to_body, from_relay) = mpsc::channel(1);
     tokio::spawn(relay(read, to_body));
     let mut response = Response::new(Body::new(FileBody {
@@ -122,18 +139,6 @@ fn parse(
 ) -> Result<(GuestPath, Option<String>), FileError> {
     let Query(asked) = asked.map_err(|e| FileError::Query(e.body_text()))?;
     Ok((GuestPath::parse(asked.path)?, asked.user))
-}
-
-async fn from_disk<T>(
-    answered: oneshot::Receiver<Result<T, FileError>>,
-    path: &GuestPath,
-) -> Result<T, FileError> {
-    match timeout(DISK_DEADLINE, answered).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(_)) | Err(_) => Err(FileError::DiskDeadline {
-            path: path.as_str().to_owned(),
-        }),
-    }
 }
 
 /// N of `bytes=N-`. Other ranges may be ignored (RFC 9110, 14.2) and are.
@@ -215,11 +220,17 @@ struct Reader {
     path: GuestPath,
     from: Option<u64>,
     pieces: mpsc::Sender<Piece>,
+    /// Where a socket comes from, when none of the pieces are wanted.
+    awaited: Option<Awaited>,
     permit: OwnedSemaphorePermit,
 }
 
 impl Reader {
-    fn run(self, rights: Result<(), FileError>, answer: oneshot::Sender<Result<Facts, FileError>>) {
+    fn run(
+        mut self,
+        rights: Result<(), FileError>,
+        answer: oneshot::Sender<Result<Facts, FileError>>,
+    ) {
         let (file, facts) = match rights.and_then(|()| self.open()) {
             Ok(opened) => opened,
             Err(error) => {
@@ -228,9 +239,14 @@ impl Reader {
                 return;
             }
         };
-        if answer.send(Ok(facts)).is_ok()
-            && let Err(error) = self.pass_on(file, facts)
-        {
+        if answer.send(Ok(facts)).is_err() {
+            return;
+        }
+        let passed_on = match self.awaited.take().filter(|_| facts.can_go_straight()) {
+            Some(awaited) => self.pass_straight(file, facts, awaited),
+            None => self.pass_on(file, facts),
+        };
+        if let Err(error) = passed_on {
             // The caller sees a body that breaks off.
             tracing::warn!(%error, path = self.path.as_str(), "a file was not read to its end");
         }
@@ -262,6 +278,28 @@ impl Reader {
         Ok((file, facts))
     }
 
+    /// Reads to where the file ended when it was opened.
+    fn pass_straight(&self, mut file: File, facts: Facts, awaited: Awaited) -> io::Result<()> {
+        let mut connection = awaited.wait()?;
+        connection.wait_for_go()?;
+        let mut left = facts.size.saturating_sub(self.from.unwrap_or(0));
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; PIECE_BYTES];
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE_BYTES);
+            let space = buffer.get_mut(..most).unwrap_or_default();
+            let length = file.read(space)?;
+            if length == 0 {
+                return Err(shortened());
+            }
+            let bytes = space.get(..length).unwrap_or_default();
+            hash.update(bytes);
+            connection.give(bytes)?;
+            left = left.saturating_sub(length as u64);
+        }
+        connection.give(&hash.finalize())
+    }
+
     /// Reads to where the file ended when it was opened. One of the kernel's says 0 and is read to its end.
     fn pass_on(&self, file: File, facts: Facts) -> io::Result<()> {
         let rest = facts.size.saturating_sub(self.from.unwrap_or(0));
@@ -291,13 +329,17 @@ impl Reader {
             }
         }
         if facts.size > 0 && file.limit() > 0 {
-            return Err(io::Error::other("it became shorter while it was read"));
+            return Err(shortened());
         }
         let _ = self
             .pieces
             .blocking_send(Piece::End(hash.finalize().into()));
         Ok(())
     }
+}
+
+fn shortened() -> io::Error {
+    io::Error::other("it became shorter while it was read")
 }
 
 /// Between the thread, which can't wait with a deadline, and the body, which can't either.

@@ -139,6 +139,14 @@ impl FileError {
         }
     }
 
+    /// The problem that says so.
+    pub fn problem(&self) -> Problem {
+        let (status, code) = self.kind();
+        let mut problem = Problem::new(status, code, self.to_string());
+        problem.hint = self.hint().map(str::to_owned);
+        problem
+    }
+
     fn hint(&self) -> Option<&'static str> {
         match self.kind().1 {
             "digest_missing" => {
@@ -167,11 +175,10 @@ fn of_system(error: &io::Error) -> (u16, &'static str) {
 
 impl IntoResponse for FileError {
     fn into_response(self) -> Response {
-        let (status, code) = self.kind();
-        let mut problem = Problem::new(status, code, self.to_string());
-        problem.hint = self.hint().map(str::to_owned);
+        let problem = self.problem();
         let body = serde_json::to_vec(&problem).unwrap_or_default();
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let kind = HeaderValue::from_static("application/problem+json");
         let mut response = (status, [(header::CONTENT_TYPE, kind)], body).into_response();
         if let Self::Range { size, .. } = self

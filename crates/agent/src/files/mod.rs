@@ -17,6 +17,8 @@
 //!   PUT   body ──▶ queue ──▶ thread: temporary file ▸ write ▸ hash ▸ compare ▸ fsync ▸ rename
 //! ```
 //!
+//! Over a unix socket a caller may leave TLS, HTTP and the queue out: see [`straight`].
+//!
 //! Only regular files are read or replaced. A path is absolute and UTF-8. Never changes a file in place,
 //! and never leaves a half-written one behind: whatever ends a request ends its thread, and the
 //! thread's last act is to remove its temporary file.
@@ -24,6 +26,7 @@
 mod download;
 mod failure;
 mod rights;
+mod straight;
 mod upload;
 
 use std::sync::Arc;
@@ -31,7 +34,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::timeout;
 
 use api::file::{DIGEST_HEADER, PATH_MAX_BYTES};
 use axum::http::HeaderMap;
@@ -77,6 +81,19 @@ type Sha256 = [u8; 32];
 fn digest_of(headers: &HeaderMap) -> Result<Option<Sha256>, FileError> {
     let values = headers.get_all(DIGEST_HEADER);
     Ok(api::file::parse_repr_digest(values)?)
+}
+
+/// What a request's thread says when it has opened its file.
+async fn from_disk<T>(
+    answered: oneshot::Receiver<Result<T, FileError>>,
+    path: &GuestPath,
+) -> Result<T, FileError> {
+    match timeout(DISK_DEADLINE, answered).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) | Err(_) => Err(FileError::DiskDeadline {
+            path: path.as_str().to_owned(),
+        }),
+    }
 }
 
 /// A path as the caller gave it, checked: absolute, without NUL.

@@ -15,9 +15,10 @@
 use std::fs::File;
 use std::io::Write as _;
 
+use api::file::SIZE_HEADER;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::BytesMut;
@@ -32,7 +33,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 use wire::agent::Written;
 
 use super::rights::run_as;
-use super::{DISK_DEADLINE, FileError, GuestPath, IDLE, PIECE_BYTES, QUEUE, Transfers, digest_of};
+use super::straight::{self, Awaited, Connection, Straight};
+use super::{
+    DISK_DEADLINE, FileError, GuestPath, IDLE, PIECE_BYTES, QUEUE, Transfers, digest_of, from_disk,
+};
 
 /// After so many bytes the disk is given them, in bytes, so that little is left for the flush at the end.
 const WRITE_BACK_BYTES: u64 = 8 << 20;
@@ -64,10 +68,13 @@ enum Piece {
 pub async fn write(
     State(transfers): State<Transfers>,
     asked: Result<Query<Asked>, QueryRejection>,
-    headers: HeaderMap,
-    mut body: Body,
+    mut request: Request,
 ) -> Result<Response, FileError> {
-    let outcome = receive(&transfers, asked, &headers, &mut body).await;
+    if let Some(straight) = straight::asked_for(&mut request) {
+        return receive_straight(&transfers, asked, request.headers(), straight).await;
+    }
+    let (head, mut body) = request.into_parts();
+    let outcome = receive(&transfers, asked, &head.headers, &mut body).await;
     let (replaced, written) = match outcome {
         Ok(done) => done,
         Err(error) => {
@@ -82,6 +89,38 @@ pub async fn write(
     };
     let body = serde_json::to_vec(&written).unwrap_or_default();
     Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// Whatever is wrong before a byte was asked for is told as ever; the rest over the socket.
+async fn receive_straight(
+    transfers: &Transfers,
+    asked: Result<Query<Asked>, QueryRejection>,
+    headers: &HeaderMap,
+    (straight, awaited): (Straight, Awaited),
+) -> Result<Response, FileError> {
+    let permit = transfers.begin()?;
+    let Query(asked) = asked.map_err(|e| FileError::Query(e.body_text()))?;
+    let size = headers.get(SIZE_HEADER).and_then(|size| size.to_str().ok());
+    let size_bytes = size.and_then(|size| size.parse().ok()).ok_or_else(|| {
+        FileError::Query(format!("the header {SIZE_HEADER} says how many bytes come"))
+    })?;
+    let path = GuestPath::parse(asked.path)?;
+    path.split()?;
+    let mode = asked.mode.map(parse_mode).transpose()?;
+    let (opened, is_open) = oneshot::channel();
+    let writer = Writer {
+        path: path.clone(),
+        mode,
+        permit,
+    };
+    run_as(asked.user, move |rights| {
+        if let Err(error) = writer.run_straight(rights, opened, awaited, size_bytes) {
+            // The caller has gone, or sees that there is no end.
+            tracing::debug!(%error, "an upload could not be answered");
+        }
+    })?;
+    from_disk(is_open, &path).await?;
+    Ok(straight.go())
 }
 
 async fn receive(
@@ -108,11 +147,10 @@ async fn receive(
     let writer = Writer {
         path: path.clone(),
         mode,
-        written,
         permit,
     };
     run_as(asked.user, move |rights| {
-        let outcome = writer.run(rights, opened, queue);
+        let outcome = writer.run(rights, opened, queue, written);
         // The caller may have gone.
         let _ = done.send(outcome);
     })?;
@@ -252,39 +290,95 @@ async fn drain(mut body: Body) {
 struct Writer {
     path: GuestPath,
     mode: Option<u32>,
-    /// Where pieces go back to.
-    written: mpsc::Sender<BytesMut>,
     permit: OwnedSemaphorePermit,
 }
 
 impl Writer {
+    /// Pieces that are written go back into `written`.
     fn run(
         self,
         rights: Result<(), FileError>,
         opened: oneshot::Sender<()>,
         mut queue: mpsc::Receiver<Piece>,
+        written: mpsc::Sender<BytesMut>,
     ) -> Result<(bool, Written), FileError> {
         rights?;
         let mut temporary = Temporary::create(&self.path)?;
         if opened.send(()).is_err() {
-            return Err(self.broken());
+            return Err(self.broken("the caller has gone"));
         }
         let mut hash = Sha256::new();
-        let mut size_bytes = 0;
         let said = loop {
             match queue.blocking_recv() {
                 Some(Piece::Bytes(mut bytes)) => {
                     temporary.write(&bytes).map_err(self.path.failed("write"))?;
                     hash.update(&bytes);
-                    size_bytes += bytes.len() as u64;
                     bytes.clear();
                     // There is room for every piece; without a feed nobody needs it.
-                    let _ = self.written.try_send(bytes);
+                    let _ = written.try_send(bytes);
                 }
                 Some(Piece::End(said)) => break said,
-                None => return Err(self.broken()),
+                None => return Err(self.broken("the caller has gone")),
             }
         };
+        self.settle(temporary, hash, said)
+    }
+
+    /// The same with a socket of its own, on which it answers, too. An error is one of answering.
+    fn run_straight(
+        self,
+        rights: Result<(), FileError>,
+        opened: oneshot::Sender<Result<(), FileError>>,
+        awaited: Awaited,
+        size_bytes: u64,
+    ) -> std::io::Result<()> {
+        let temporary = match rights.and_then(|()| Temporary::create(&self.path)) {
+            Ok(temporary) => temporary,
+            Err(error) => {
+                // The caller may have gone.
+                let _ = opened.send(Err(error));
+                return Ok(());
+            }
+        };
+        if opened.send(Ok(())).is_err() {
+            return Ok(());
+        }
+        let mut connection = awaited.wait()?;
+        let outcome = self.take(temporary, &mut connection, size_bytes);
+        connection.end(outcome.map(|(_, written)| written))
+    }
+
+    fn take(
+        self,
+        mut temporary: Temporary,
+        connection: &mut Connection,
+        size_bytes: u64,
+    ) -> Result<(bool, Written), FileError> {
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; PIECE_BYTES];
+        while temporary.size_bytes < size_bytes {
+            let left = usize::try_from(size_bytes - temporary.size_bytes).unwrap_or(usize::MAX);
+            let most = left.min(PIECE_BYTES);
+            let space = buffer.get_mut(..most).unwrap_or_default();
+            let taken = connection.take(space);
+            let length = taken.map_err(|e| self.broken(&e.to_string()))?;
+            let bytes = space.get(..length).unwrap_or_default();
+            temporary.write(bytes).map_err(self.path.failed("write"))?;
+            hash.update(bytes);
+        }
+        let said = connection.take_digest();
+        let said = said.map_err(|e| self.broken(&e.to_string()))?;
+        self.settle(temporary, hash, Some(said))
+    }
+
+    /// Compares, and puts the file in place.
+    fn settle(
+        self,
+        temporary: Temporary,
+        hash: Sha256,
+        said: Option<super::Sha256>,
+    ) -> Result<(bool, Written), FileError> {
+        let size_bytes = temporary.size_bytes;
         let found: super::Sha256 = hash.finalize().into();
         if let Some(said) = said.filter(|said| *said != found) {
             return Err(FileError::DigestMismatch {
@@ -299,10 +393,10 @@ impl Writer {
         Ok((replaced, Written { size_bytes, sha256 }))
     }
 
-    fn broken(&self) -> FileError {
+    fn broken(&self, cause: &str) -> FileError {
         FileError::Body {
             path: self.path.as_str().to_owned(),
-            cause: "the caller has gone".into(),
+            cause: cause.to_owned(),
         }
     }
 }

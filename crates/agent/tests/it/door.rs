@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -14,6 +14,10 @@ use wire::agent::Scope;
 
 use crate::authority::{Authority, INSTANCE, write};
 use crate::caller::{Caller, connector, tls};
+
+/// A connection with or without TLS.
+trait Ends: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Ends for T {}
 
 /// A running `proximity-agent serve`.
 pub struct Agent {
@@ -217,7 +221,7 @@ fn no_bytes_at_all_end_the_listener() {
         .run(&case, |(pieces, encrypted)| {
             runtime.block_on(async {
                 let stream = TcpStream::connect(agent.address).await.unwrap();
-                let mut stream: Box<dyn agent::door::stream::Duplex> = if encrypted {
+                let mut stream: Box<dyn Ends> = if encrypted {
                     Box::new(tls(&agent.connector, INSTANCE, stream).await.unwrap())
                 } else {
                     Box::new(stream)

@@ -10,9 +10,9 @@ use api::session::{SessionStart, WindowSize};
 use api::{InstanceId, Problem};
 use async_trait::async_trait;
 use engine::ports::{
-    Channel, ChannelError, ChannelTarget, CommandEnd, CommandOutcome, Duplex, FileDownload,
-    FileError, FilePart, FileRequest, FileUpload, FileWritten, GuestCommand, Session, SessionInput,
-    SessionOutput,
+    Channel, ChannelError, ChannelTarget, CommandEnd, CommandOutcome, Duplex, FileContent,
+    FileDownload, FileError, FilePart, FileRequest, FileSocket, FileUpload, FileWritten,
+    GuestCommand, Session, SessionInput, SessionOutput,
 };
 use futures::StreamExt;
 use link::{Link, LinkError, Peer};
@@ -87,6 +87,13 @@ fn failed_forward(error: LinkError) -> ChannelError {
     match error {
         LinkError::Refused { problem, .. } => ChannelError::NothingRan(problem.detail),
         other => failed(other),
+    }
+}
+
+fn written_as(written: link::Written) -> FileWritten {
+    FileWritten {
+        size_bytes: written.size_bytes,
+        sha256: written.sha256,
     }
 }
 
@@ -198,9 +205,23 @@ impl Channel for AgentChannel {
         guest: &ChannelTarget,
         request: &FileRequest,
         offset: u64,
+        socket: bool,
     ) -> Result<FileDownload, FileError> {
         let user = request.user.as_deref();
         let peer = peer(guest);
+        if socket {
+            let found = self
+                .link
+                .read_file_straight(&peer, &request.path, user, offset);
+            if let Some(found) = found.await.map_err(failed_file)? {
+                let (size_bytes, socket) = (found.rest_bytes, found.socket);
+                return Ok(FileDownload {
+                    size_bytes: found.size_bytes,
+                    mode: found.mode,
+                    content: FileContent::Socket(FileSocket { size_bytes, socket }),
+                });
+            }
+        }
         let found = self.link.read_file(&peer, &request.path, user, offset);
         let found = found.await.map_err(failed_file)?;
         let parts = found.parts.map(|part| {
@@ -212,7 +233,7 @@ impl Channel for AgentChannel {
         Ok(FileDownload {
             size_bytes: found.size_bytes,
             mode: found.mode,
-            parts: parts.boxed(),
+            content: FileContent::Parts(parts.boxed()),
         })
     }
 
@@ -222,7 +243,23 @@ impl Channel for AgentChannel {
         request: &FileRequest,
         upload: FileUpload,
     ) -> Result<FileWritten, FileError> {
-        let parts = upload.parts.map(|part| {
+        let user = request.user.as_deref();
+        let peer = peer(guest);
+        let content = match upload.content {
+            FileContent::Parts(parts) => FileContent::Parts(parts),
+            FileContent::Socket(file) => {
+                let (path, mode, size) = (&request.path, upload.mode, file.size_bytes);
+                let way = self.link.write_file_straight(&peer, path, user, mode, size);
+                match way.await.map_err(failed_upload)? {
+                    Some(way) => {
+                        let written = way.take(file.socket).await.map_err(failed_upload)?;
+                        return Ok(written_as(written));
+                    }
+                    None => FileContent::Socket(file),
+                }
+            }
+        };
+        let parts = content.into_parts().map(|part| {
             part.map(|part| match part {
                 FilePart::Bytes(bytes) => link::FilePart::Bytes(bytes),
                 FilePart::Sha256(digest) => link::FilePart::Sha256(digest),
@@ -232,14 +269,8 @@ impl Channel for AgentChannel {
             mode: upload.mode,
             parts: parts.boxed(),
         };
-        let user = request.user.as_deref();
-        let peer = peer(guest);
         let written = self.link.write_file(&peer, &request.path, user, upload);
-        let written = written.await.map_err(failed_upload)?;
-        Ok(FileWritten {
-            size_bytes: written.size_bytes,
-            sha256: written.sha256,
-        })
+        Ok(written_as(written.await.map_err(failed_upload)?))
     }
 
     async fn forward(

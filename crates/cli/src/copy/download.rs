@@ -13,13 +13,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use client::{Client, Download};
+use client::{Client, Download, Opened, StraightDownload};
 use rustix::fs::Advice;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::meter::Meter;
-use super::{Copied, GuestFile, QUEUE, directory};
+use super::{Copied, GuestFile, PIECE_BYTES, QUEUE, directory};
 use crate::failure::Failure;
 use crate::screen::Screen;
 use crate::signals::Signals;
@@ -39,15 +39,32 @@ pub(super) async fn run(
         .file_name()
         .ok_or_else(|| directory(format!("{from} is a directory")))?;
     let to = target(to, name)?;
-    let download = tokio::select! {
-        download = client.download(&from.name, &from.path, user) => download?,
+    let opened = tokio::select! {
+        opened = client.open_download(&from.name, &from.path, user) => opened?,
         failure = signals.next() => return Err(failure),
     };
-    let mode = download.mode.unwrap_or(0o644) & 0o777;
+    let (size, mode) = match &opened {
+        Opened::Stream(download) => (download.size_bytes, download.mode),
+        Opened::Straight(download) => (download.size_bytes, download.mode),
+    };
     let (temporary, file) = Temporary::create(&to)?;
-    let meter = Meter::new(download.size_bytes, screen);
+    let meter = Meter::new(size, screen);
+    let sink = Sink {
+        file,
+        hash: Sha256::new(),
+        size_bytes: 0,
+        handed_bytes: 0,
+        mode: mode.unwrap_or(0o644) & 0o777,
+        counter: meter.counter(),
+    };
+    let received = async {
+        match opened {
+            Opened::Stream(download) => receive(download, &temporary, sink).await,
+            Opened::Straight(download) => receive_straight(download, &temporary, sink).await,
+        }
+    };
     let (size_bytes, sha256) = tokio::select! {
-        received = receive(download, &temporary, file, mode, meter.counter()) => received?,
+        received = received => received?,
         never = meter.show() => match never {},
         failure = signals.next() => return Err(failure),
     };
@@ -86,12 +103,15 @@ fn target(to: PathBuf, name: &str) -> Result<PathBuf, Failure> {
 async fn receive(
     mut download: Download,
     temporary: &Temporary,
-    file: File,
-    mode: u32,
-    counter: Arc<AtomicU64>,
+    mut sink: Sink,
 ) -> Result<(u64, client::Sha256), Failure> {
-    let (pieces, queue) = mpsc::channel(QUEUE);
-    let writer = tokio::task::spawn_blocking(move || write(file, queue, mode, &counter));
+    let (pieces, mut queue) = mpsc::channel::<Bytes>(QUEUE);
+    let writer = tokio::task::spawn_blocking(move || {
+        while let Some(bytes) = queue.blocking_recv() {
+            sink.write(&bytes)?;
+        }
+        sink.finish()
+    });
     let mut received = Ok(());
     loop {
         let bytes = match download.next().await {
@@ -111,7 +131,43 @@ async fn receive(
     let written = writer.await.map_err(|e| Failure::local(e.to_string()))?;
     let (size_bytes, found) = written.map_err(|e| failed("write", &temporary.path, &e))?;
     received?;
-    match download.digest() {
+    same(size_bytes, found, download.digest())
+}
+
+/// The same in one thread, which ends with whoever waits for it.
+async fn receive_straight(
+    mut download: StraightDownload,
+    temporary: &Temporary,
+    mut sink: Sink,
+) -> Result<(u64, client::Sha256), Failure> {
+    let broken = |e: io::Error| Failure::local(format!("nothing was copied: {e}"));
+    let _cut = download.cut().map_err(broken)?;
+    let path = temporary.path.clone();
+    let copied = tokio::task::spawn_blocking(move || {
+        let mut buffer = vec![0; PIECE_BYTES];
+        loop {
+            let length = download.next(&mut buffer).map_err(broken)?;
+            let bytes = buffer.get(..length).unwrap_or_default();
+            if bytes.is_empty() {
+                break;
+            }
+            sink.write(bytes).map_err(|e| failed("write", &path, &e))?;
+        }
+        let said = download.digest().map_err(broken)?;
+        let written = sink.finish().map_err(|e| failed("write", &path, &e))?;
+        Ok::<_, Failure>((written, said))
+    });
+    let copied = copied.await.map_err(|e| Failure::local(e.to_string()))?;
+    let ((size_bytes, found), said) = copied?;
+    same(size_bytes, found, Some(said))
+}
+
+fn same(
+    size_bytes: u64,
+    found: client::Sha256,
+    said: Option<client::Sha256>,
+) -> Result<(u64, client::Sha256), Failure> {
+    match said {
         Some(said) if said == found => Ok((size_bytes, found)),
         _ => Err(
             Failure::local("what arrived is not what was sent: the digests differ")
@@ -120,29 +176,39 @@ async fn receive(
     }
 }
 
-fn write(
-    mut file: File,
-    mut queue: mpsc::Receiver<Bytes>,
+/// Where the bytes go.
+struct Sink {
+    file: File,
+    hash: Sha256,
+    size_bytes: u64,
+    /// Of these the disk has been told.
+    handed_bytes: u64,
     mode: u32,
-    counter: &AtomicU64,
-) -> io::Result<(u64, client::Sha256)> {
-    let mut hash = Sha256::new();
-    let (mut size_bytes, mut handed_bytes) = (0, 0);
-    while let Some(bytes) = queue.blocking_recv() {
-        file.write_all(&bytes)?;
-        hash.update(&bytes);
-        size_bytes += bytes.len() as u64;
-        if size_bytes - handed_bytes >= WRITE_BACK_BYTES {
+    counter: Arc<AtomicU64>,
+}
+
+impl Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.hash.update(bytes);
+        self.size_bytes += bytes.len() as u64;
+        if self.size_bytes - self.handed_bytes >= WRITE_BACK_BYTES {
             // The kernel begins to write what it is told nobody will read soon. Only an advice.
-            let length = NonZeroU64::new(size_bytes - handed_bytes);
-            let _ = rustix::fs::fadvise(&file, handed_bytes, length, Advice::DontNeed);
-            handed_bytes = size_bytes;
+            let length = NonZeroU64::new(self.size_bytes - self.handed_bytes);
+            let _ = rustix::fs::fadvise(&self.file, self.handed_bytes, length, Advice::DontNeed);
+            self.handed_bytes = self.size_bytes;
         }
-        counter.store(size_bytes, Ordering::Relaxed);
+        self.counter.store(self.size_bytes, Ordering::Relaxed);
+        Ok(())
     }
-    file.set_permissions(Permissions::from_mode(mode))?;
-    file.sync_all()?;
-    Ok((size_bytes, hash.finalize().into()))
+
+    /// Size and SHA-256 of what is on the disk now.
+    fn finish(self) -> io::Result<(u64, client::Sha256)> {
+        let mode = Permissions::from_mode(self.mode);
+        self.file.set_permissions(mode)?;
+        self.file.sync_all()?;
+        Ok((self.size_bytes, self.hash.finalize().into()))
+    }
 }
 
 /// A file beside the target, removed again unless it is put in place.

@@ -66,16 +66,18 @@ impl Controller {
         Err(last.unwrap_or_else(no_channel).into())
     }
 
-    /// Reads a file of a guest, or the rest of it from an offset.
+    /// Reads a file of a guest, or the rest of it from an offset; on a socket where the caller can take one
+    /// and there is one to be had.
     pub async fn read_file(
         &self,
         name: &str,
         request: &FileRequest,
         offset: u64,
+        socket: bool,
     ) -> Result<FileDownload, Error> {
         check_file(request)?;
         let (channel, target) = self.best_way(name).await?;
-        Ok(channel.read_file(&target, request, offset).await?)
+        Ok(channel.read_file(&target, request, offset, socket).await?)
     }
 
     /// Replaces a file of a guest in one step, or changes nothing.

@@ -14,6 +14,7 @@ mod identities;
 mod inside;
 mod lab;
 mod sessions;
+mod straight;
 mod tokens;
 mod trust;
 mod verifier;

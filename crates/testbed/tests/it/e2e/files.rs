@@ -11,7 +11,15 @@ use super::eventually;
 
 #[test]
 fn files_come_whole_or_not_at_all() {
-    let controller = Controller::up_through_relay();
+    whole_or_not_at_all(&Controller::up());
+}
+
+#[test]
+fn files_come_whole_or_not_at_all_through_the_relay() {
+    whole_or_not_at_all(&Controller::up_through_relay());
+}
+
+fn whole_or_not_at_all(controller: &Controller) {
     controller.deploy("web");
     controller.json(["sandbox", "create", "--name", "small", "--disk", "1G"]);
     controller.script(
@@ -75,7 +83,7 @@ fn files_come_whole_or_not_at_all() {
     assert_eq!(controller.exec("small", ["ls", "-A", "/srv"]), "much\n");
     controller.exec("web", ["test", "!", "-e", "/etc/new"]);
 
-    a_full_disk(&controller);
+    a_full_disk(controller);
     let left = "cd /run/cp; ls -A; rm -r /run/cp";
     assert_eq!(
         controller.script(left),
