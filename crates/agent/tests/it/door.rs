@@ -102,6 +102,34 @@ impl Drop for Agent {
     }
 }
 
+/// Where bytes leave the machine they are never in plain: who asks for it by TCP is answered as ever.
+#[tokio::test]
+async fn a_file_goes_straight_by_a_unix_socket_only() {
+    let agent = Agent::start();
+    let controller = &agent.authority.controller;
+    let bearer = format!("Bearer {}", controller.token(INSTANCE, &[Scope::Files]));
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("connection", "upgrade"),
+        ("upgrade", api::file::STRAIGHT),
+        ("x-file-size", "0"),
+    ];
+    let mut answers = Vec::new();
+    for method in ["GET", "PUT"] {
+        let path = match method {
+            "GET" => "/files?path=/etc/hosts".to_owned(),
+            _ => format!("/files?path={}/new", agent.directory.path().display()),
+        };
+        let mut tcp = agent.caller().await.unwrap();
+        let tcp = tcp.call(method, &path, &headers, "").await.unwrap();
+        let mut unix = agent.plain_caller().await.unwrap();
+        let unix = unix.call(method, &path, &headers, "").await.unwrap();
+        answers.push((tcp.status.as_u16(), unix.status.as_u16()));
+    }
+    assert_eq!(answers, [(200, 101), (400, 101)]);
+    assert!(!agent.directory.path().join("new").exists());
+}
+
 /// Reads until the agent ends the connection; false when it does not in time.
 async fn ends(stream: &mut (impl AsyncReadExt + Unpin), within: Duration) -> bool {
     let mut rest = Vec::new();
