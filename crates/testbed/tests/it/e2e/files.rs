@@ -84,6 +84,8 @@ fn whole_or_not_at_all(controller: &Controller) {
     controller.exec("web", ["test", "!", "-e", "/etc/new"]);
 
     a_full_disk(controller);
+    an_interrupted_copy(controller);
+    what_was_copied_is_written_down(controller);
     let left = "cd /run/cp; ls -A; rm -r /run/cp";
     assert_eq!(
         controller.script(left),
@@ -107,6 +109,48 @@ fn a_full_disk(controller: &Controller) {
     );
     controller.exec("small", ["rm", "/fill"]);
     controller.ok(["cp", "/run/cp/much", "small:/srv/data"]);
+}
+
+/// Who ends `cp` finds nothing half-done on either side.
+fn an_interrupted_copy(controller: &Controller) {
+    controller.script("truncate -s 3G /run/cp/large");
+    controller.exec("web", ["truncate", "-s", "3G", "/large"]);
+    let parts = |list: &str| list.contains(".proximity-");
+    let in_guest = || parts(&controller.exec("web", ["ls", "-A", "/srv"]));
+    let here = || parts(&controller.script("ls -A /run/cp/directory"));
+    let ways: [([&str; 3], &dyn Fn() -> bool); 2] = [
+        (["cp", "/run/cp/large", "web:/srv/large"], &in_guest),
+        (["cp", "web:/large", "/run/cp/directory/"], &here),
+    ];
+    for (words, is_begun) in ways {
+        let mut copy = controller.proximity(words).spawn().unwrap();
+        eventually("the copy has begun", is_begun);
+        kill_process(Pid::from_child(&copy), Signal::INT).unwrap();
+        assert_eq!(copy.wait().unwrap().code(), Some(130), "{words:?}");
+        eventually("nothing is left of it", || !is_begun());
+    }
+    controller.exec("web", ["test", "!", "-e", "/srv/large"]);
+    controller.exec("web", ["rm", "/large"]);
+    let there = "rm /run/cp/large; ls -A /run/cp/directory";
+    assert_eq!(controller.script(there), "old\n");
+}
+
+/// Every copy stands in the audit log, with what became of it.
+fn what_was_copied_is_written_down(controller: &Controller) {
+    let log = controller.script("cat /var/lib/proximity/audit.log");
+    let count = |words: &[&str]| {
+        let lines = log.lines();
+        lines
+            .filter(|line| words.iter().all(|word| line.contains(word)))
+            .count()
+    };
+    let write = r#""action":"instance.file.write""#;
+    assert_eq!(count(&[write, r#""outcome":"intent""#]), 12, "{log}");
+    // The outcome of the interrupted one comes when its sender is seen to have gone.
+    assert_eq!(count(&[write]), 24, "{log}");
+    let whole = r#""size_bytes":67108864},"outcome":"ok""#;
+    assert_eq!(count(&[write, whole]), 3, "{log}");
+    assert_eq!(count(&[r#""refusal":"not_found""#]), 2, "{log}");
 }
 
 /// `proximity forward`, which listens.
