@@ -231,7 +231,7 @@ async fn call(paths: &Paths, method: Method, body: Vec<u8>) -> ExitCode {
         // The problem is JSON of our own relay: for programs and, by its detail and hint, people.
         Ok(answer) => tell(&String::from_utf8_lossy(&answer.body), 1),
         Err(error @ ClientError::NotReachable { .. }) => tell(
-            &format!("{error}; see: systemctl status proximity-relay"),
+            &format!("{error}; see what the service proximity-relay says"),
             3,
         ),
         Err(error) => tell(&error.to_string(), 1),

@@ -133,6 +133,11 @@ impl Paths {
         self.root.join("proc/sys").join(key)
     }
 
+    /// What the appliance's operating system says it is.
+    pub fn os_release(&self) -> PathBuf {
+        self.root.join("etc/os-release")
+    }
+
     /// Users of the appliance.
     pub fn passwd(&self) -> PathBuf {
         self.root.join("etc/passwd")

@@ -73,6 +73,8 @@ pub fn appliance() -> (tempfile::TempDir, Paths) {
         let directory = paths.sysctl(&format!("net/ipv4/{directory}"));
         std::fs::create_dir_all(directory).unwrap();
     }
+    std::fs::create_dir_all(paths.os_release().parent().unwrap()).unwrap();
+    std::fs::write(paths.os_release(), "ID=debian\n").unwrap();
     (root, paths)
 }
 

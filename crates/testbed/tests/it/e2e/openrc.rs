@@ -1,6 +1,9 @@
-//! An app whose process 1 is OpenRC: its supervise-daemon keeps the agent alive, and the guest stops in order.
+//! An app whose process 1 is OpenRC: its supervise-daemon keeps the agent alive, and the guest stops in order. Its
+//! init system also runs the relay as an appliance of Alpine would.
 
 use std::time::{Duration, Instant};
+
+use wire::family::{FamilyName, Service};
 
 use super::controller::Controller;
 use super::eventually;
@@ -82,4 +85,79 @@ fn openrc_keeps_the_agent_and_stops_the_guest_in_order() {
     assert_eq!(controller.app("web")["ip"], app["ip"]);
     controller.ok(["app", "restart", "web"]);
     agent(&controller).unwrap();
+}
+
+/// Where OpenRC has its scripts.
+const SCRIPT: &str = "/etc/init.d/proximity-relay";
+
+/// The relay's pid, if it answers.
+fn relay(controller: &Controller) -> Option<String> {
+    let ask = [
+        "exec",
+        "web",
+        "--",
+        "sh",
+        "-c",
+        "/usr/lib/proximity/proximity-agent gateway read > /dev/null && cat /run/openrc/options/proximity-relay/child_pid",
+    ];
+    let ran = controller.run(ask);
+    (ran.code == 0).then(|| ran.text().trim().to_owned())
+}
+
+#[test]
+fn openrc_keeps_the_relay_of_an_appliance_of_alpine() {
+    let controller = Controller::up();
+    controller.json(["app", "deploy", "nginx-openrc", "web"]);
+    // There is no image of Alpine here, but its init system: what the relay is told by is the same.
+    let sh = |script: &str| controller.exec("web", ["sh", "-c", script]);
+    sh("rm /etc/os-release; echo ID=alpine > /etc/os-release");
+    let files = FamilyName::Alpine.family().files();
+    let script = files.iter().find(|f| f.path == SCRIPT).unwrap().content;
+    for word in [
+        "healthcheck_delay=120",
+        "healthcheck_timer=30",
+        "timeout 20",
+    ] {
+        assert!(script.contains(word), "{script}");
+    }
+    // Its pace is for a person's patience, not for a test's.
+    let script = script
+        .replace("healthcheck_delay=120", "healthcheck_delay=2")
+        .replace("healthcheck_timer=30", "healthcheck_timer=2")
+        .replace("timeout 20", "timeout 5");
+    let mut words = vec!["exec", "web", "--", "sh", "-c"];
+    let install = format!("cat > {SCRIPT}; chmod 0755 {SCRIPT}");
+    words.push(&install);
+    assert_eq!(controller.run_with(words, script.as_bytes()).code, 0);
+
+    sh("rc-service proximity-relay start");
+    eventually("the relay answers", || relay(&controller).is_some());
+    let report = sh("/usr/lib/proximity/proximity-agent gateway read");
+    assert!(
+        report.contains(r#"{"name":"relay","state":"active"}"#),
+        "{report}"
+    );
+    // None of them is installed here, and that is what rc-status says.
+    assert!(
+        report.contains(r#"{"name":"dnsmasq","state":"unknown"}"#),
+        "{report}"
+    );
+    assert!(!report.contains("cockpit"), "{report}");
+    let printed = sh("rc-status --nocolor --format ini --all");
+    let state = FamilyName::Alpine.family().state(&printed, Service::Relay);
+    assert_eq!(state, Some("active"), "{printed}");
+
+    // KILL ends it; STOP leaves it there, deaf, which only asking it tells.
+    for signal in ["KILL", "STOP"] {
+        let before = relay(&controller).unwrap();
+        sh(&format!("kill -{signal} {before}"));
+        eventually("another relay answers", || {
+            relay(&controller).is_some_and(|pid| pid != before)
+        });
+    }
+    sh("rc-service proximity-relay stop");
+    let printed = sh("rc-status --nocolor --format ini --all");
+    let state = FamilyName::Alpine.family().state(&printed, Service::Relay);
+    assert_ne!(state, Some("active"), "{printed}");
+    assert_eq!(relay(&controller), None);
 }
