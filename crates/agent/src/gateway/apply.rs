@@ -84,6 +84,8 @@ impl<S: System> Gateway<S> {
             parent(&self.paths.names()),
             Some(self.paths.names()),
             Some(self.paths.reservations()),
+            Some(self.paths.claims()),
+            Some(self.paths.dyn_names()),
         ] {
             directory.map_or(Ok(()), |d| durable::directory(&d, 0o755))?;
         }

@@ -3,7 +3,7 @@
 //! It changes only when the zone's network does; hosts come and go in files of their own (see
 //! [`super::hosts`]) without a restart. Guests decide nothing here: the name a DHCP client claims
 //! is dropped, and because DHCP has no `domain` of its own, a lease never becomes a DNS name, so a
-//! name is gone the moment its file is.
+//! name is gone the moment its file is. Leases of others than guests are told to [`super::claims`].
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -72,10 +72,12 @@ fn settings(network: &ZoneNetwork, group: &str, paths: &Paths) -> Result<Vec<Set
         ("rebind-domain-ok", vec![in_domain]),
         ("host-record", own_names(&domain, &gateway)),
         ("hostsdir", vec![path_word(paths.names())?]),
+        ("hostsdir", vec![path_word(paths.dyn_names())?]),
         ("dhcp-hostsdir", vec![path_word(paths.reservations())?]),
         ("dhcp-leasefile", vec![path_word(paths.leases())?]),
         flag("dhcp-authoritative"),
         flag("dhcp-ignore-names"),
+        ("dhcp-script", vec![path_word(paths.agent())?]),
         // Before it gives an unreserved address out, dnsmasq would ping it for three seconds and
         // follow no host file meanwhile; a guest could hold up every deploy with that.
         flag("no-ping"),
@@ -153,7 +155,7 @@ mod tests {
                 .filter(|l| !l.starts_with('#'))
                 .map(|l| l.split_once('=').map_or((l, vec![]), |(k, v)| (k, v.split(',').collect())))
                 .collect();
-            prop_assert_eq!(lines.len(), 27 + network.upstream_dns.len());
+            prop_assert_eq!(lines.len(), 29 + network.upstream_dns.len());
             let values = |key: &str| -> Vec<Vec<&str>> {
                 lines.iter().filter(|(k, _)| *k == key).map(|(_, v)| v.clone()).collect()
             };

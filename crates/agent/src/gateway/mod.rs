@@ -9,6 +9,7 @@
 pub mod apply;
 pub mod authority;
 pub mod caddy;
+pub mod claims;
 pub mod contents;
 pub mod dhcp_release;
 pub mod dns_probe;

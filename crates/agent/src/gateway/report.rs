@@ -10,10 +10,11 @@ use api::InterfaceName;
 use serde::Deserialize;
 use wire::family::Family;
 use wire::gateway::edge::EdgeReport;
-use wire::gateway::{GatewayReport, ServiceReport};
+use wire::gateway::{GatewayReport, NameRecord, ServiceReport};
 
+use super::paths::Paths;
 use super::system::{Command, System};
-use super::{Gateway, authority, hosts, leases, nftables};
+use super::{Gateway, authority, claims, hosts, leases, nftables};
 use crate::VERSION;
 
 impl<S: System> Gateway<S> {
@@ -55,12 +56,19 @@ impl<S: System> Gateway<S> {
                 .into_iter()
                 .map(|line| line.lease)
                 .collect(),
-            names: told(hosts::records(&self.paths)),
+            names: names(&self.paths),
             routes,
             refused,
             edge,
         }
     }
+}
+
+/// Names of instances, what people added, and names of leases.
+fn names(paths: &Paths) -> Vec<NameRecord> {
+    let mut names = told(hosts::records(paths));
+    names.extend(told(claims::records(paths)));
+    names
 }
 
 /// The address of an interface, if it has one.

@@ -43,7 +43,7 @@ use crate::durable::{self, FileError};
 use crate::gateway::apply::RestoreError;
 use crate::gateway::paths::Paths;
 use crate::gateway::system::System;
-use crate::gateway::{Gateway, identity};
+use crate::gateway::{Gateway, claims, identity};
 use crate::trust::Trust;
 use door::Door;
 use route::RouteTable;
@@ -159,6 +159,7 @@ impl Relay {
         {
             tracing::error!(%error, %address, "guests with an egress policy get no answers from DNS");
         }
+        tokio::spawn(claims::watch(gateway.clone()));
         let (applies, queue) = mpsc::channel(WAITING_APPLIES);
         tokio::spawn(own(gateway.clone(), queue));
         let accepted = gateway.accepted();
