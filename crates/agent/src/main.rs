@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use agent::client::{self, ClientError};
+use agent::gateway::claims;
 use agent::gateway::nftables::NAMES_PORT;
 use agent::gateway::paths::Paths;
 use agent::gateway::system::Appliance;
@@ -36,6 +37,9 @@ proximity-agent: the part of Proximity inside guests and on the appliance
         wait until an instance answers as the JSON request says; print what was seen, as JSON
   proximity-agent attach < REQUEST
         become the command of a request (started by lxc-attach, see the `wire` crate)
+  proximity-agent add|old|del MAC ADDRESS [NAME]
+        take note of a DHCP lease; what the client calls itself is in DNSMASQ_SUPPLIED_HOSTNAME
+        (started by dnsmasq on the appliance)
   proximity-agent version
 
 Exit codes: 0 done, 1 failed, 2 wrong use, 3 the relay is not reachable.
@@ -66,6 +70,11 @@ enum Task {
     },
     Probe,
     Attach,
+    Lease {
+        paths: Paths,
+        /// What happened, to whom, at which address.
+        told: [String; 3],
+    },
     Print(String),
 }
 
@@ -149,6 +158,11 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
         ["gateway", "apply"] => Ok(Task::Apply { paths }),
         ["gateway", "probe"] => Ok(Task::Probe),
         ["attach"] => Ok(Task::Attach),
+        [action @ ("add" | "old" | "del"), mac, address]
+        | [action @ ("add" | "old" | "del"), mac, address, _] => Ok(Task::Lease {
+            paths,
+            told: [action, mac, address].map(|word| (*word).to_owned()),
+        }),
         ["version"] => Ok(Task::Print(version())),
         ["help"] => Ok(Task::Print(HELP.to_owned())),
         [] => Err("a command is missing".into()),
@@ -194,6 +208,16 @@ async fn run(task: Task) -> ExitCode {
                 Err(error) => tell(&format!("the relay cannot run: {error}"), 1),
             }
         }
+        Task::Lease {
+            paths,
+            told: [action, mac, address],
+        } => {
+            let supplied = std::env::var("DNSMASQ_SUPPLIED_HOSTNAME").ok();
+            match claims::note(&paths, &action, &mac, &address, supplied.as_deref()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => tell(&error.to_string(), 1),
+            }
+        }
         Task::Read { paths } => call(&paths, Method::GET, Vec::new()).await,
         Task::Apply { paths } => {
             let mut state = Vec::new();
@@ -231,7 +255,7 @@ async fn call(paths: &Paths, method: Method, body: Vec<u8>) -> ExitCode {
         // The problem is JSON of our own relay: for programs and, by its detail and hint, people.
         Ok(answer) => tell(&String::from_utf8_lossy(&answer.body), 1),
         Err(error @ ClientError::NotReachable { .. }) => tell(
-            &format!("{error}; see: systemctl status proximity-relay"),
+            &format!("{error}; see what the service proximity-relay says"),
             3,
         ),
         Err(error) => tell(&error.to_string(), 1),

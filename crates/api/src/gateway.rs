@@ -85,7 +85,10 @@ pub struct LeaseView {
     pub mac: MacAddr,
     /// The instance it is reserved for, if it is one of ours.
     pub instance: Option<InstanceName>,
-    /// The name the client sent: data from a guest.
+    /// Its name in the zone's DNS, if it is no instance of ours and has one: `LABEL.dyn.DOMAIN`.
+    #[serde(default)]
+    pub name: Option<HostName>,
+    /// The name the client sent, if dnsmasq kept it: data from a guest.
     pub client_name: Option<String>,
     /// When it ends (RFC 3339, UTC); none means never.
     pub expires_at: Option<String>,

@@ -1,4 +1,4 @@
-//! Images on this machine: built by mmdebstrap from the machine's own package sources, kept by
+//! Images on this machine: built from the machine's own package sources ([`bootstrap`]), kept by
 //! digest, shared by every controller and test of the machine.
 //!
 //! ```text
@@ -21,10 +21,13 @@ use api::ImageDigest;
 use async_trait::async_trait;
 use engine::image::{ImageSpec, Images, Init, parse_mode};
 use engine::ports::PortError;
+use wire::family::FamilyName;
 
 use crate::lxc::{ID_BASE, ID_COUNT};
 use crate::program::Program;
+use bootstrap::Place;
 
+mod bootstrap;
 mod sources;
 
 /// How long a build may take.
@@ -147,7 +150,7 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Packages and files into a tar. mmdebstrap works in a directory of its own, outside of everything.
+    /// Packages and files into a tar.
     async fn bootstrap(
         &self,
         spec: &ImageSpec,
@@ -162,60 +165,46 @@ impl ImageStore {
         fs::write(&hook, finish_script(spec)).map_err(|e| PortError::new(what, e))?;
         fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))
             .map_err(|e| PortError::new(what, e))?;
-        // In namespaces of its own: a build that is cut short takes its processes and mounts with it.
-        let mut program = Program::new(what, "unshare")
-            .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
-            .args(["--propagation=private", "--", "mmdebstrap"])
-            .args(["--mode=root", "--variant=apt", "--format=tar"])
-            .arg("--aptopt=Apt::Install-Recommends \"false\"")
-            .arg("--dpkgopt=path-exclude=/usr/share/man/*")
-            .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
-            .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
-            .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
-            .arg(format!("--include={}", spec.packages.join(",")))
-            .arg(format!("--customize-hook=sync-in {} /", quoted(&overlay)?))
-            .arg(format!("--customize-hook={}", quoted(&hook)?))
-            .env("TMPDIR", work)
-            .deadline(BUILD_DEADLINE);
-        for option in sources::apt_options().await {
-            program = program.arg(format!("--aptopt={option}"));
+        let options = match spec.family {
+            FamilyName::Debian => sources::apt_options().await,
+            FamilyName::Alpine => Vec::new(),
+        };
+        let place = Place {
+            work,
+            overlay: &overlay,
+            hook: &hook,
+            tar,
+        };
+        let log_path = self.dir.join(format!("{digest}.log"));
+        let mut log = Vec::new();
+        for step in bootstrap::steps(spec, &place, &options)? {
+            // In namespaces of its own: a build that is cut short takes its processes and mounts with it.
+            let program = Program::new(what, "unshare")
+                .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+                .args(["--propagation=private", "--"])
+                .args(&step)
+                .env("TMPDIR", work)
+                .deadline(BUILD_DEADLINE);
+            let ended = program.output().await?;
+            log.extend_from_slice(&ended.stderr);
+            fs::write(&log_path, &log).map_err(|e| PortError::new(what, e))?;
+            if !ended.status.success() {
+                let text = String::from_utf8_lossy(&ended.stderr);
+                let cause = bootstrap::cause(&text).unwrap_or("it failed");
+                let program = step.first().map(String::as_str).unwrap_or_default();
+                return Err(
+                    PortError::new(what, format!("{program}: {cause}")).hint(format!(
+                        "the whole build log: {}; packages come from this machine's own sources",
+                        log_path.display()
+                    )),
+                );
+            }
         }
-        program = program
-            .arg(&spec.suite)
-            .arg(tar)
-            .args(sources::of_suite(&spec.suite));
-        let ended = program.output().await?;
-        let log = self.dir.join(format!("{digest}.log"));
-        fs::write(&log, &ended.stderr).map_err(|e| PortError::new(what, e))?;
-        if ended.status.success() {
-            return Ok(());
-        }
-        let text = String::from_utf8_lossy(&ended.stderr);
-        let cause = text
-            .lines()
-            .rfind(|l| l.starts_with("E:"))
-            .unwrap_or("mmdebstrap failed");
-        Err(PortError::new(what, cause).hint(format!(
-            "the whole build log: {}; packages come from this machine's own apt sources",
-            log.display()
-        )))
+        Ok(())
     }
 }
 
-/// Paths of ours in a hook's command line, which mmdebstrap gives to a shell.
-fn quoted(path: &Path) -> Result<String, PortError> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
-    match path.to_str() {
-        Some(s) if s.chars().all(plain) => Ok(s.to_owned()),
-        _ => Err(PortError::new(
-            "build an image",
-            format!("{} has unusual characters", path.display()),
-        )
-        .hint("use an image directory of letters, digits and / . _ -")),
-    }
-}
-
-/// Runs in mmdebstrap's own environment with the new root as `$1`. Unit names were checked.
+/// Runs in the builder's environment with the new root as `$1`. Unit names were checked.
 fn finish_script(spec: &ImageSpec) -> String {
     let mut text = String::from("#!/bin/sh\nset -eu\n");
     match spec.init {
@@ -227,9 +216,10 @@ fn finish_script(spec: &ImageSpec) -> String {
             }
         }
         Init::Openrc => {
-            // Debian leaves open what is process 1. Control groups, clock and file systems are the node's business.
+            // Debian leaves open what is process 1, Alpine has busybox there. Control groups, clock and file systems
+            // are the node's business.
             text.push_str(
-                "ln -s openrc-init \"$1/sbin/init\"\nrm -f \"$1\"/etc/runlevels/sysinit/*\n",
+                "ln -sf openrc-init \"$1/sbin/init\"\nrm -f \"$1\"/etc/runlevels/sysinit/*\n",
             );
             for service in &spec.enable {
                 // A package may have enabled its service already.
@@ -399,7 +389,7 @@ mod tests {
 
     #[test]
     fn the_finish_script_names_units_only() {
-        let spec = engine::zone::appliance_image();
+        let spec = engine::zone::appliance_image(FamilyName::Debian);
         spec.check().unwrap();
         insta::assert_snapshot!(finish_script(&spec));
         let catalog = engine::catalog::Catalog::new(&[]).unwrap();

@@ -24,13 +24,18 @@ pub async fn routes(client: &Client, screen: &Screen) -> Result<Exit, Failure> {
 }
 
 fn leases_text(leases: &[LeaseView]) -> String {
-    let mut table = Table::new(&["IP", "MAC", "INSTANCE", "CLIENT", "EXPIRES"]);
+    let mut table = Table::new(&["IP", "MAC", "INSTANCE", "NAME", "CLIENT", "EXPIRES"]);
     for lease in leases {
         let instance = lease.instance.as_ref().map(ToString::to_string);
         table.row([
             lease.ip.to_string(),
             lease.mac.to_string(),
             instance.unwrap_or_default(),
+            lease
+                .name
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             lease.client_name.clone().unwrap_or_default(),
             lease
                 .expires_at

@@ -58,10 +58,9 @@ pub fn run(
     let config = configuration::load(config)?;
     let catalog = configuration::catalog(&config)?;
     let store = ImageStore::new(&config.image_dir);
-    let appliance = Needed {
-        name: "appliance".into(),
-        spec: engine::zone::appliance_image(),
-    };
+    let appliances = engine::zone::appliance_images(config.zones.values())
+        .into_iter()
+        .map(|(name, spec)| Needed { name, spec });
     let recipes = catalog.iter().map(|r| Needed {
         name: r.id.to_string(),
         spec: r.image.clone(),
@@ -70,10 +69,7 @@ pub fn run(
         name: format!("sandbox/{}", s.id),
         spec: s.image.clone(),
     });
-    let needed: Vec<Needed> = std::iter::once(appliance)
-        .chain(recipes)
-        .chain(sandboxes)
-        .collect();
+    let needed: Vec<Needed> = appliances.chain(recipes).chain(sandboxes).collect();
     match command {
         ImageCommand::List => list(&store, &needed, screen),
         ImageCommand::Build(args) => {

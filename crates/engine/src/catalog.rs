@@ -178,7 +178,7 @@ impl Recipe {
             _ => return Err("readiness: give `http: /path` or `tcp: true`".into()),
         };
         let image = file.image.on_base();
-        image.check().map_err(|e| format!("image: {e}"))?;
+        image.check_of_recipe().map_err(|e| format!("image: {e}"))?;
         let parameters: Vec<Parameter> = file
             .parameters
             .into_iter()

@@ -369,12 +369,6 @@ fn check_appliance(
     section: &ApplianceSection,
     zone: &ZoneName,
 ) -> Result<ApplianceSpec, ConfigError> {
-    if section.os != "debian" {
-        return Err(ConfigError::new(
-            format!("{key}.os: {:?} is not in this version", section.os),
-            "write `debian`",
-        ));
-    }
     if !matches!(section.management_ui.as_str(), "cockpit") {
         return Err(ConfigError::new(
             format!(
@@ -408,8 +402,15 @@ fn check_appliance(
         None if zone.as_str() == "default" => "prox-appliance".into(),
         None => format!("prox-appliance-{zone}"),
     };
+    let os = section.os.parse().map_err(|_| {
+        ConfigError::new(
+            format!("{key}.os: {:?} is not known", section.os),
+            "write `debian`, or `alpine` on a machine that has `apk`",
+        )
+    })?;
     Ok(ApplianceSpec {
         name: parse::<InstanceName>(&format!("{key}.name"), &name)?,
+        os,
         cores: section.cores,
         memory_mb: section.memory_mb,
         disk_gb: section.disk_gb,

@@ -45,6 +45,7 @@ pub fn zone_spec() -> ZoneSpec {
 pub fn instance_record(name: &str) -> InstanceRecord {
     let zone = zone_spec();
     let image = ImageSpec {
+        family: Default::default(),
         suite: "bookworm".into(),
         packages: vec![],
         files: vec![],

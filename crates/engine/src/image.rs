@@ -6,6 +6,7 @@
 use api::ImageDigest;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use wire::family::FamilyName;
 
 use crate::ports::PortError;
 
@@ -16,7 +17,11 @@ const BUILDER: &str = "proximity-image-4";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageSpec {
-    /// Debian release by code name.
+    /// What distribution it is made of. Not written when it is Debian, so that images made before there was a
+    /// choice keep their digests.
+    #[serde(default, skip_serializing_if = "FamilyName::is_debian")]
+    pub family: FamilyName,
+    /// Debian release by code name. Empty for others, which have what the machine's repositories offer.
     #[serde(default = "bookworm")]
     pub suite: String,
     /// Packages beside the base, sorted when the digest is made.
@@ -82,6 +87,9 @@ const BASE_PACKAGES: &[&str] = &["ca-certificates", "iproute2", "systemd", "syst
 /// Packages of every image whose guests have OpenRC. The DHCP client is the smallest there is.
 const OPENRC_BASE_PACKAGES: &[&str] = &["ca-certificates", "iproute2", "openrc", "udhcpc"];
 
+/// Packages of every image of Alpine: the distribution's own base, OpenRC and busybox with it.
+const ALPINE_BASE_PACKAGES: &[&str] = &["alpine-base", "ca-certificates", "iproute2"];
+
 /// Packages of every sandbox.
 const SMALL_BASE_PACKAGES: &[&str] = &["ca-certificates", "iproute2", "netbase"];
 
@@ -142,9 +150,14 @@ impl ImageSpec {
     }
 
     fn on_openrc(&mut self) {
+        let (packages, services) = match self.family {
+            FamilyName::Debian => (OPENRC_BASE_PACKAGES, OPENRC_SERVICES),
+            // Its own service `networking` makes the network.
+            FamilyName::Alpine => (ALPINE_BASE_PACKAGES, const { &[OPENRC_AGENT] as &[_] }),
+        };
         self.packages
-            .extend(OPENRC_BASE_PACKAGES.iter().map(ToString::to_string));
-        for (name, content) in OPENRC_SERVICES {
+            .extend(packages.iter().map(ToString::to_string));
+        for (name, content) in services {
             self.enable.push((*name).into());
             self.files.push(ImageFile {
                 path: format!("/etc/init.d/{name}"),
@@ -171,6 +184,16 @@ impl ImageSpec {
         ImageDigest::from_bytes(Sha256::digest(inputs.to_string()).into())
     }
 
+    /// Refuses a recipe's image that is not Debian's: only appliances are made of something else.
+    pub fn check_of_recipe(&self) -> Result<(), String> {
+        match self.family {
+            FamilyName::Debian => self.check(),
+            other => Err(format!(
+                "family: recipes are made of debian, not of {other}"
+            )),
+        }
+    }
+
     /// Refuses what must not reach a package manager, a path or a unit name.
     pub fn check(&self) -> Result<(), String> {
         let word = |s: &str, extra: &str| {
@@ -180,7 +203,7 @@ impl ImageSpec {
                 && s.chars()
                     .all(|c| c.is_ascii_alphanumeric() || extra.contains(c))
         };
-        if !word(&self.suite, "-") {
+        if self.family.is_debian() && !word(&self.suite, "-") {
             return Err(format!("suite {:?} is not a release name", self.suite));
         }
         if let Some(p) = self.packages.iter().find(|p| !word(p, "+-.")) {
@@ -206,17 +229,19 @@ impl ImageSpec {
 /// Starts the agent in guests with systemd. The agent itself is a mount of the node's copy.
 const AGENT_UNIT: &str = "proximity-agent.service";
 
-/// What every guest with OpenRC starts: its network, and the agent, which is a mount here too.
+/// What every guest of Debian with OpenRC starts: its network, and the agent, which is a mount here too.
 const OPENRC_SERVICES: &[(&str, &str)] = &[
     (
         "proximity-network",
         include_str!("../../../images/guest/proximity-network.openrc"),
     ),
-    (
-        "proximity-agent",
-        include_str!("../../../images/guest/proximity-agent.openrc"),
-    ),
+    OPENRC_AGENT,
 ];
+
+const OPENRC_AGENT: (&str, &str) = (
+    "proximity-agent",
+    include_str!("../../../images/guest/proximity-agent.openrc"),
+);
 
 const NETWORK_FILE: &str = "/etc/systemd/network/10-eth0.network";
 
@@ -267,6 +292,7 @@ mod tests {
 
     fn spec(packages: &[&str]) -> ImageSpec {
         ImageSpec {
+            family: FamilyName::Debian,
             suite: bookworm(),
             packages: packages.iter().map(ToString::to_string).collect(),
             files: vec![],

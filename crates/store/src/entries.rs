@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use engine::gateway::entry::{Entry, EntryStore};
 use engine::instance::InstanceDesired;
 use engine::store::StoreError;
-use engine::zone::{ZoneDesired, ZoneRecord};
+use engine::zone::{Wan, ZoneDesired, ZoneRecord};
 use sqlx::{Sqlite, Transaction};
 
 use crate::{SqliteStore, failed, from_json, to_json, word};
@@ -37,6 +37,7 @@ impl EntryStore for SqliteStore {
         require_instance(&mut tx, zone, entry).await?;
         require_free_name(&mut tx, zone, entry).await?;
         require_free_address(&mut tx, zone, entry).await?;
+        require_free_port(&mut tx, zone, entry).await?;
         let there: Option<(String,)> =
             sqlx::query_as("SELECT entry FROM gateway_entries WHERE zone = ? AND key = ?")
                 .bind(zone.as_str())
@@ -219,6 +220,33 @@ async fn require_free_address(
         Some(by) => Err(taken(format!("the address {address}"), &by)),
         None => Ok(()),
     }
+}
+
+/// Zones with a managed WAN open their published ports on their node, where each port leads to one of them.
+async fn require_free_port(tx: &mut Tx, zone: &ZoneName, entry: &Entry) -> Result<(), StoreError> {
+    let Entry::Port(port) = entry else {
+        return Ok(());
+    };
+    let managed = |z: &ZoneRecord| matches!(z.spec.wan, Wan::Managed { .. });
+    let Some(own) = zone_record(tx, zone).await?.filter(managed) else {
+        return Ok(());
+    };
+    let others: Vec<(String,)> = sqlx::query_as(
+        "SELECT record FROM zones WHERE name IN (SELECT zone FROM gateway_entries WHERE key = ?1 AND zone <> ?2)",
+    )
+    .bind(entry.key())
+    .bind(zone.as_str())
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed("look for a published port"))?;
+    for (json,) in others {
+        let other: ZoneRecord = from_json(&json)?;
+        if managed(&other) && other.spec.node == own.spec.node {
+            let what = format!("{} port {} of the node", port.protocol, port.listen);
+            return Err(taken(what, &format!("zone {}", other.spec.name)));
+        }
+    }
+    Ok(())
 }
 
 async fn holder_of(

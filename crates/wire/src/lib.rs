@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod attach;
+pub mod family;
 pub mod gateway;
 pub mod identity;
 pub mod tunnel;

@@ -15,15 +15,15 @@ use std::fmt::Display;
 use std::path::Path;
 use std::time::Instant;
 
+use wire::family::Service;
 use wire::gateway::{GatewayDiff, GatewayState, ZoneNetwork};
 
 use super::contents::Contents;
 use super::dns_probe::Answer;
 use super::hosts::HostPlan;
 use super::identity::CaddyUser;
-use super::paths::Paths;
 use super::publish::Dnsmasq;
-use super::service::{Activate, Installation, systemctl};
+use super::service::{Activate, Installation};
 use super::sites::Taken;
 use super::state::LoadError;
 use super::system::{CommandError, System};
@@ -84,6 +84,8 @@ impl<S: System> Gateway<S> {
             parent(&self.paths.names()),
             Some(self.paths.names()),
             Some(self.paths.reservations()),
+            Some(self.paths.claims()),
+            Some(self.paths.dyn_names()),
         ] {
             directory.map_or(Ok(()), |d| durable::directory(&d, 0o755))?;
         }
@@ -208,7 +210,8 @@ impl<S: System> Gateway<S> {
 
     async fn configure_dnsmasq(&self, state: &GatewayState, progress: &mut Progress) {
         let network = &state.network;
-        let rendered = dnsmasq::render(network, state.edge.outside.dns, &self.paths);
+        let group = self.family.dnsmasq_group();
+        let rendered = dnsmasq::render(network, state.edge.outside.dns, group, &self.paths);
         let Some(text) = progress.note("dnsmasq", rendered) else {
             return;
         };
@@ -218,7 +221,7 @@ impl<S: System> Gateway<S> {
             text: &text,
             check: &dnsmasq::test,
         };
-        let service = Dnsmasq(&self.system);
+        let service = Dnsmasq(self);
         let installed = file.install(&self.paths, &self.system, &service).await;
         match progress.note("dnsmasq", installed) {
             Some(Some(done)) => progress.changed("dnsmasq", done),
@@ -269,7 +272,7 @@ impl<S: System> Gateway<S> {
             text: &text,
             check: &|candidate| caddy::validate(candidate, user),
         };
-        let service = Caddy(&self.system, &self.paths);
+        let service = Caddy(self);
         let mut installed = file.install(&self.paths, &self.system, &service).await;
         if let (Err(error), Some(taken)) = (&installed, &sites) {
             // The zone's own routes come first: once more without what the operator changed.
@@ -305,16 +308,17 @@ pub enum RestoreError {
     Apply(#[from] ApplyError),
 }
 
-struct Caddy<'a, S>(&'a S, &'a Paths);
+struct Caddy<'a, S>(&'a Gateway<S>);
 
 impl<S: System> Activate for Caddy<'_, S> {
     /// A reload keeps all listening sockets; a restart is for a Caddy that does not run.
     async fn activate(&self) -> Result<&'static str, CommandError> {
-        if self.0.accepts(&self.1.caddy_admin()).await {
-            self.0.run(caddy::reload(self.1)).await.map(|_| "reloaded")
+        let Gateway { system, paths, .. } = self.0;
+        if system.accepts(&paths.caddy_admin()).await {
+            system.run(caddy::reload(paths)).await.map(|_| "reloaded")
         } else {
-            let restart = systemctl(&["restart"], "caddy.service");
-            self.0.run(restart).await.map(|_| "restarted")
+            let restart = self.0.family.restart(&[Service::Caddy]);
+            self.0.tell_services(restart).await.map(|()| "restarted")
         }
     }
 }
@@ -323,7 +327,9 @@ impl<S: System> Activate for Caddy<'_, S> {
 mod tests {
     use super::*;
     use crate::gateway::fake::{self, FakeSystem, host, route};
+    use crate::gateway::paths::Paths;
     use crate::relay::route::RouteTable;
+    use wire::family::{Alpine, Debian, Family};
 
     struct Lab {
         gateway: Gateway<FakeSystem>,
@@ -331,12 +337,16 @@ mod tests {
     }
 
     fn lab() -> Lab {
+        lab_of(&Debian)
+    }
+
+    fn lab_of(family: &'static dyn Family) -> Lab {
         let root = tempfile::tempdir().unwrap();
         let paths = Paths::below(root.path());
         durable::directory(paths.run(), 0o755).unwrap();
         let routes = RouteTable::new(&paths.routes(), None).unwrap();
         let system = FakeSystem::new(&paths);
-        let gateway = Gateway::new(paths, system, routes);
+        let gateway = Gateway::new(paths, system, family, routes);
         gateway.prepare().unwrap();
         Lab {
             gateway,
@@ -353,6 +363,40 @@ mod tests {
         assert!(again.is_empty(), "{again:?}");
         assert_eq!(gateway.system.commands(), ["nft list table inet proximity"]);
         assert!(gateway.paths.routes().join("web.prox.local").exists());
+    }
+
+    #[tokio::test]
+    async fn another_family_has_the_same_done_by_its_own_means() {
+        let Lab { gateway, _root } = lab_of(&Alpine);
+        gateway.apply(fake::state()).await.unwrap();
+        let services = |commands: Vec<String>| -> Vec<String> {
+            let of_rc = |c: &String| c.starts_with("rc-") || c.starts_with("systemctl");
+            commands.into_iter().filter(of_rc).collect()
+        };
+        let commands = services(gateway.system.commands());
+        assert_eq!(commands, ["rc-service proximity-dnsmasq restart"]);
+        let conf = std::fs::read_to_string(gateway.paths.dnsmasq_conf()).unwrap();
+        assert!(conf.contains("\ngroup=dnsmasq\n"), "{conf}");
+        let mut state = fake::state();
+        state.hosts.remove(0);
+        state.routes.clear();
+        gateway.apply(state).await.unwrap();
+        let commands = services(gateway.system.commands());
+        assert_eq!(commands, ["rc-service proximity-dnsmasq reload"]);
+        let report = gateway.report().await;
+        let states = report
+            .services
+            .iter()
+            .map(|s| format!("{} {}", s.name, s.state));
+        assert_eq!(
+            states.collect::<Vec<_>>(),
+            [
+                "caddy failed",
+                "dnsmasq active",
+                "nftables configured",
+                "relay active"
+            ]
+        );
     }
 
     #[tokio::test]
@@ -500,7 +544,7 @@ mod tests {
         gateway.apply(fake::state()).await.unwrap();
         let paths = gateway.paths.clone();
         let routes = RouteTable::new(&paths.routes(), None).unwrap();
-        let restarted = Gateway::new(paths.clone(), FakeSystem::new(&paths), routes);
+        let restarted = Gateway::new(paths.clone(), FakeSystem::new(&paths), &Debian, routes);
         assert!(!paths.routes().join("web.prox.local").exists());
         let diff = restarted.restore().await.unwrap().unwrap();
         assert_eq!(diff.routes_opened[0].as_str(), "web.prox.local");

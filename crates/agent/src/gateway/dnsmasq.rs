@@ -3,7 +3,7 @@
 //! It changes only when the zone's network does; hosts come and go in files of their own (see
 //! [`super::hosts`]) without a restart. Guests decide nothing here: the name a DHCP client claims
 //! is dropped, and because DHCP has no `domain` of its own, a lease never becomes a DNS name, so a
-//! name is gone the moment its file is.
+//! name is gone the moment its file is. Leases of others than guests are told to [`super::claims`].
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,12 +17,17 @@ use super::word::{UnsafeWord, word};
 /// Names that the appliance has for itself in its zone's domain.
 const OWN_NAMES: &[&str] = &["gateway", "prox-appliance"];
 
-/// The configuration of a zone's DHCP and DNS.
-pub fn render(network: &ZoneNetwork, outside: bool, paths: &Paths) -> Result<String, UnsafeWord> {
+/// The configuration of a zone's DHCP and DNS; `group` is that of dnsmasq's user.
+pub fn render(
+    network: &ZoneNetwork,
+    outside: bool,
+    group: &str,
+    paths: &Paths,
+) -> Result<String, UnsafeWord> {
     let mut text = String::from(
         "# Written by proximity-agent from the zone's desired state; changes here are lost.\n",
     );
-    let mut settings = settings(network, paths)?;
+    let mut settings = settings(network, group, paths)?;
     if outside {
         let wan = word(&network.wan)?;
         settings.push(("interface", vec![wan.clone()]));
@@ -43,14 +48,14 @@ pub fn render(network: &ZoneNetwork, outside: bool, paths: &Paths) -> Result<Str
 
 type Setting = (&'static str, Vec<String>);
 
-fn settings(network: &ZoneNetwork, paths: &Paths) -> Result<Vec<Setting>, UnsafeWord> {
+fn settings(network: &ZoneNetwork, group: &str, paths: &Paths) -> Result<Vec<Setting>, UnsafeWord> {
     let flag = |key| (key, Vec::new());
     let domain = word(&network.domain)?;
     let gateway = word(network.gateway)?;
     let in_domain = format!("/{domain}/");
     let mut settings = vec![
         ("user", vec![word("dnsmasq")?]),
-        ("group", vec![word("nogroup")?]),
+        ("group", vec![word(group)?]),
         ("interface", vec![word(&network.lan)?]),
         ("except-interface", vec![word("lo")?]),
         flag("bind-dynamic"),
@@ -67,10 +72,12 @@ fn settings(network: &ZoneNetwork, paths: &Paths) -> Result<Vec<Setting>, Unsafe
         ("rebind-domain-ok", vec![in_domain]),
         ("host-record", own_names(&domain, &gateway)),
         ("hostsdir", vec![path_word(paths.names())?]),
+        ("hostsdir", vec![path_word(paths.dyn_names())?]),
         ("dhcp-hostsdir", vec![path_word(paths.reservations())?]),
         ("dhcp-leasefile", vec![path_word(paths.leases())?]),
         flag("dhcp-authoritative"),
         flag("dhcp-ignore-names"),
+        ("dhcp-script", vec![path_word(paths.agent())?]),
         // Before it gives an unreserved address out, dnsmasq would ping it for three seconds and
         // follow no host file meanwhile; a guest could hold up every deploy with that.
         flag("no-ping"),
@@ -124,9 +131,9 @@ mod tests {
     #[test]
     fn the_configuration_of_the_default_zone() {
         let (network, paths) = (fake::state().network, Paths::appliance());
-        let inside = render(&network, false, &paths).unwrap();
+        let inside = render(&network, false, "nogroup", &paths).unwrap();
         insta::assert_snapshot!(inside);
-        let outside = render(&network, true, &paths).unwrap();
+        let outside = render(&network, true, "nogroup", &paths).unwrap();
         assert_eq!(
             outside.strip_prefix(&inside),
             Some("interface=eth0\nno-dhcp-interface=eth0\nlocalise-queries\n")
@@ -136,19 +143,19 @@ mod tests {
     #[test]
     fn a_path_that_could_leave_its_line_is_refused() {
         let paths = Paths::below(Path::new("/tmp/a\nconf-script=/bin/sh"));
-        assert!(render(&fake::state().network, false, &paths).is_err());
+        assert!(render(&fake::state().network, false, "nogroup", &paths).is_err());
     }
 
     proptest! {
         #[test]
         fn what_is_written_is_read_back(network in fake::any_network()) {
-            let text = render(&network, false, &Paths::appliance()).unwrap();
+            let text = render(&network, false, "nogroup", &Paths::appliance()).unwrap();
             let lines: Vec<(&str, Vec<&str>)> = text
                 .lines()
                 .filter(|l| !l.starts_with('#'))
                 .map(|l| l.split_once('=').map_or((l, vec![]), |(k, v)| (k, v.split(',').collect())))
                 .collect();
-            prop_assert_eq!(lines.len(), 27 + network.upstream_dns.len());
+            prop_assert_eq!(lines.len(), 29 + network.upstream_dns.len());
             let values = |key: &str| -> Vec<Vec<&str>> {
                 lines.iter().filter(|(k, _)| *k == key).map(|(_, v)| v.clone()).collect()
             };

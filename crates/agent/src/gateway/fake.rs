@@ -183,6 +183,7 @@ impl System for FakeSystem {
             "ip -j -4 addr show" => Ok(r#"[{"ifname":"eth0","addr_info":[{"family":"inet","local":"192.0.2.7","scope":"global"}]},
                 {"ifname":"eth1","addr_info":[{"family":"inet","local":"10.20.0.1","scope":"global"}]}]"#.to_owned()),
             _ if line.starts_with("systemctl show") => Ok("Id=dnsmasq.service\nActiveState=active\n\nId=caddy.service\nActiveState=failed\n\nId=cockpit.socket\nActiveState=active\n".to_owned()),
+            _ if line.starts_with("rc-status") => Ok("[default]\nproximity-dnsmasq =  started 00:00:03 (0) \nproximity-caddy =  crashed \n".to_owned()),
             _ => Ok(String::new()),
         }
     }

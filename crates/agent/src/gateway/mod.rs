@@ -9,6 +9,7 @@
 pub mod apply;
 pub mod authority;
 pub mod caddy;
+pub mod claims;
 pub mod contents;
 pub mod dhcp_release;
 pub mod dns_probe;
@@ -33,19 +34,27 @@ pub mod word;
 #[cfg(test)]
 pub(crate) mod fake;
 
+use std::time::Duration;
+
 use tokio::sync::watch;
+use wire::family::{Argv, Family};
 use wire::gateway::GatewayState;
 
 use crate::relay::route::RouteTable;
 use egress::EgressBook;
 use paths::Paths;
 use sites::Sites;
-use system::System;
+use system::{Command, CommandError, System};
+
+/// How long an init system may take to do something to a service.
+const SERVICES_DEADLINE: Duration = Duration::from_secs(40);
 
 /// An appliance and the system calls by which it is changed.
 pub struct Gateway<S> {
     paths: Paths,
     system: S,
+    /// What this appliance is made of: how its services are spoken to.
+    family: &'static dyn Family,
     routes: RouteTable,
     sites: Sites,
     /// The last state that was accepted, whether or not every part of it could be applied.
@@ -55,15 +64,28 @@ pub struct Gateway<S> {
 
 impl<S: System> Gateway<S> {
     /// The appliance at `paths`; nothing is changed yet.
-    pub fn new(paths: Paths, system: S, routes: RouteTable) -> Self {
+    pub fn new(paths: Paths, system: S, family: &'static dyn Family, routes: RouteTable) -> Self {
         Self {
             paths,
             system,
+            family,
             routes,
             sites: Sites::default(),
             accepted: watch::Sender::new(None),
             egress: EgressBook::default(),
         }
+    }
+
+    /// Runs what the family says is to be run, one after the other, to the first that fails.
+    async fn tell_services(&self, commands: Vec<Argv>) -> Result<(), CommandError> {
+        for argv in commands {
+            let command = Command {
+                argv,
+                ..Command::new(&[], SERVICES_DEADLINE)
+            };
+            self.system.run(command).await?;
+        }
+        Ok(())
     }
 
     /// Shows the last accepted state, and every one that follows.

@@ -78,6 +78,21 @@ impl Paths {
         self.root.join("var/lib/proximity/dnsmasq/hosts")
     }
 
+    /// What machines that are no instances claim to be called: one file a lease.
+    pub fn claims(&self) -> PathBuf {
+        self.root.join("var/lib/proximity/dnsmasq/claims")
+    }
+
+    /// dnsmasq's second `hostsdir`: the names that such machines have.
+    pub fn dyn_names(&self) -> PathBuf {
+        self.root.join("var/lib/proximity/dnsmasq/dyn")
+    }
+
+    /// This program, which dnsmasq starts to tell of a lease.
+    pub fn agent(&self) -> PathBuf {
+        self.root.join("usr/lib/proximity/proximity-agent")
+    }
+
     /// dnsmasq's `dhcp-hostsdir`: one reservation an instance.
     pub fn reservations(&self) -> PathBuf {
         self.root.join("var/lib/proximity/dnsmasq/dhcp")
@@ -131,6 +146,11 @@ impl Paths {
     /// A kernel setting now; `key` has slashes (`net/ipv4/ip_forward`).
     pub fn sysctl(&self, key: &str) -> PathBuf {
         self.root.join("proc/sys").join(key)
+    }
+
+    /// What the appliance's operating system says it is.
+    pub fn os_release(&self) -> PathBuf {
+        self.root.join("etc/os-release")
     }
 
     /// Users of the appliance.

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use api::HostName;
 use tokio::time::{Instant, sleep};
+use wire::family::Service;
 use wire::gateway::{GatewayState, Lease, NameRecord, ZoneNetwork};
 
 use super::dns_probe::Answer;
 use super::hosts::{HostPlan, Reservation};
-use super::service::{Activate, systemctl};
+use super::service::Activate;
 use super::system::{CommandError, System};
 use super::{Gateway, hosts, leases};
 use crate::durable::{self, FileError, Keep};
@@ -38,12 +39,12 @@ pub enum HostError {
 }
 
 /// dnsmasq takes a new configuration, or all of its files again, by a restart.
-pub struct Dnsmasq<'a, S>(pub &'a S);
+pub struct Dnsmasq<'a, S>(pub &'a Gateway<S>);
 
 impl<S: System> Activate for Dnsmasq<'_, S> {
     async fn activate(&self) -> Result<&'static str, CommandError> {
-        let restart = systemctl(&["restart"], "dnsmasq.service");
-        self.0.run(restart).await.map(|_| "restarted")
+        let restart = self.0.family.restart(&[Service::Dnsmasq]);
+        self.0.tell_services(restart).await.map(|()| "restarted")
     }
 }
 
@@ -109,8 +110,8 @@ impl<S: System> Gateway<S> {
 
     /// Has dnsmasq read all reservations anew, and waits until it has.
     async fn reread_reservations(&self, network: &ZoneNetwork) -> Result<(), HostError> {
-        let hangup = systemctl(&["kill", "--signal=SIGHUP"], "dnsmasq.service");
-        match self.system.run(hangup).await {
+        let reread = self.family.reread(Service::Dnsmasq);
+        match self.tell_services(vec![reread]).await {
             Ok(_) => {}
             // A dnsmasq that does not run has no reservations to forget.
             Err(_) if self.ask_own_name(network).await == Answer::Closed => return Ok(()),
@@ -143,7 +144,7 @@ impl<S: System> Gateway<S> {
             return Ok(());
         };
         tracing::warn!(%name, "dnsmasq does not follow its host files and is restarted");
-        Dnsmasq(&self.system).activate().await?;
+        Dnsmasq(self).activate().await?;
         self.names_within(FOLLOW_RESTARTED, network, present, gone)
             .await
             .map_err(HostError::NotEffective)

@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use api::InterfaceName;
 use serde::Deserialize;
+use wire::family::Family;
 use wire::gateway::edge::EdgeReport;
-use wire::gateway::{GatewayReport, ServiceReport};
+use wire::gateway::{GatewayReport, NameRecord, ServiceReport};
 
+use super::paths::Paths;
 use super::system::{Command, System};
-use super::{Gateway, authority, hosts, leases, nftables};
+use super::{Gateway, authority, claims, hosts, leases, nftables};
 use crate::VERSION;
-
-const UNITS: [&str; 3] = ["dnsmasq.service", "caddy.service", "cockpit.socket"];
 
 impl<S: System> Gateway<S> {
     /// The report of `GET /gateway`.
     pub async fn report(&self) -> GatewayReport {
         let (mut services, nftables, addresses, routes, refused) = tokio::join!(
-            services(&self.system),
+            services(&self.system, self.family),
             nftables_state(&self.system),
             addresses(&self.system),
             self.routes.report(),
@@ -56,12 +56,19 @@ impl<S: System> Gateway<S> {
                 .into_iter()
                 .map(|line| line.lease)
                 .collect(),
-            names: told(hosts::records(&self.paths)),
+            names: names(&self.paths),
             routes,
             refused,
             edge,
         }
     }
+}
+
+/// Names of instances, what people added, and names of leases.
+fn names(paths: &Paths) -> Vec<NameRecord> {
+    let mut names = told(hosts::records(paths));
+    names.extend(told(claims::records(paths)));
+    names
 }
 
 /// The address of an interface, if it has one.
@@ -86,37 +93,19 @@ fn told<T>(read: Result<Vec<T>, impl std::fmt::Display>) -> Vec<T> {
     })
 }
 
-async fn services(system: &impl System) -> Vec<ServiceReport> {
-    let argv: Vec<&str> = ["systemctl", "show", "--property=Id,ActiveState"]
-        .into_iter()
-        .chain(UNITS)
-        .collect();
-    let shown = system
-        .run(Command::new(&argv, Duration::from_secs(5)))
-        .await;
-    let text = shown.unwrap_or_else(|error| {
+async fn services(system: &impl System, family: &dyn Family) -> Vec<ServiceReport> {
+    let states = Command {
+        argv: family.states(),
+        ..Command::new(&[], Duration::from_secs(5))
+    };
+    let text = system.run(states).await.unwrap_or_else(|error| {
         tracing::warn!(%error, "the states of the services could not be read");
         String::new()
     });
-    UNITS
-        .iter()
-        .map(|unit| {
-            let name = unit.split('.').next().unwrap_or(unit);
-            row(name, unit_state(&text, unit).unwrap_or("unknown"))
-        })
+    let services = family.reported().iter();
+    services
+        .map(|s| row(s.name(), family.state(&text, *s).unwrap_or("unknown")))
         .collect()
-}
-
-/// The state of `unit` in the blocks that `systemctl show` prints, one a unit.
-fn unit_state<'a>(text: &'a str, unit: &str) -> Option<&'a str> {
-    text.split("\n\n").find_map(|block| {
-        let value = |key: &str| {
-            block
-                .lines()
-                .find_map(|l| l.strip_prefix(key)?.strip_prefix('='))
-        };
-        (value("Id") == Some(unit)).then(|| value("ActiveState"))?
-    })
 }
 
 async fn nftables_state(system: &impl System) -> &'static str {
@@ -171,15 +160,6 @@ fn parse_addresses(json: &str) -> Vec<(String, Ipv4Addr)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn unit_states_are_matched_by_their_whole_name() {
-        let text =
-            "Id=caddy-api.service\nActiveState=failed\n\nId=caddy.service\nActiveState=active\n";
-        assert_eq!(unit_state(text, "caddy.service"), Some("active"));
-        assert_eq!(unit_state(text, "dnsmasq.service"), None);
-        assert_eq!(unit_state("", "caddy.service"), None);
-    }
 
     #[test]
     fn addresses_as_iproute2_prints_them() {

@@ -9,7 +9,6 @@
 //! and activates the file, although the file itself has not changed.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::paths::Paths;
 use super::system::{Command, CommandError, System};
@@ -111,15 +110,4 @@ impl Installation<'_> {
         durable::remove_if_there(mark)?;
         Ok("the service did not take the new configuration and has the previous one again")
     }
-}
-
-/// `systemctl VERB UNIT`; returns when systemd has done it.
-pub fn systemctl(verb: &[&str], unit: &str) -> Command {
-    let argv: Vec<&str> = ["systemctl"]
-        .iter()
-        .chain(verb)
-        .chain([&unit])
-        .copied()
-        .collect();
-    Command::new(&argv, Duration::from_secs(40))
 }

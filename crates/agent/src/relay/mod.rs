@@ -36,13 +36,14 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use wire::agent::GRPC_PORT;
+use wire::family::{Family, FamilyName, UnknownFamily};
 use wire::gateway::GatewayState;
 
 use crate::durable::{self, FileError};
 use crate::gateway::apply::RestoreError;
 use crate::gateway::paths::Paths;
 use crate::gateway::system::System;
-use crate::gateway::{Gateway, identity};
+use crate::gateway::{Gateway, claims, identity};
 use crate::trust::Trust;
 use door::Door;
 use route::RouteTable;
@@ -60,6 +61,9 @@ pub enum RelayError {
     /// A directory or socket of its own could not be made.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The appliance is made of something that is not known: nothing was changed.
+    #[error("the appliance cannot be looked after: {0}")]
+    Family(#[from] UnknownFamily),
     /// A signal handler could not be installed.
     #[error("signals cannot be received: {0}")]
     Signal(#[source] std::io::Error),
@@ -138,6 +142,7 @@ impl Relay {
         system: S,
         names: Option<SocketAddr>,
     ) -> Result<Self, RelayError> {
+        let family = family(&paths)?;
         durable::directory(paths.run(), 0o755)?;
         let group = identity::caddy(&paths).map(|user| user.gid);
         if group.is_none() {
@@ -146,7 +151,7 @@ impl Relay {
         let routes = RouteTable::new(&paths.routes(), group)?;
         durable::directory(&paths.marks(), 0o700)?;
         let listener = listen(&paths.relay_socket(), &paths.marks())?;
-        let gateway = Arc::new(Gateway::new(paths, system, routes.clone()));
+        let gateway = Arc::new(Gateway::new(paths, system, family, routes.clone()));
         gateway.prepare()?;
         restore(&gateway).await;
         if let Some(address) = names
@@ -154,6 +159,7 @@ impl Relay {
         {
             tracing::error!(%error, %address, "guests with an egress policy get no answers from DNS");
         }
+        tokio::spawn(claims::watch(gateway.clone()));
         let (applies, queue) = mpsc::channel(WAITING_APPLIES);
         tokio::spawn(own(gateway.clone(), queue));
         let accepted = gateway.accepted();
@@ -189,6 +195,13 @@ impl Relay {
             () = outside => {}
         }
     }
+}
+
+/// What the appliance says it is made of.
+fn family(paths: &Paths) -> Result<&'static dyn Family, RelayError> {
+    let text = durable::read_if_there(&paths.os_release())?.unwrap_or_default();
+    let name = FamilyName::of_release(&String::from_utf8_lossy(&text))?;
+    Ok(name.family())
 }
 
 /// Answers root on the appliance, who needs no token.

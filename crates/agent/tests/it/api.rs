@@ -73,6 +73,8 @@ pub fn appliance() -> (tempfile::TempDir, Paths) {
         let directory = paths.sysctl(&format!("net/ipv4/{directory}"));
         std::fs::create_dir_all(directory).unwrap();
     }
+    std::fs::create_dir_all(paths.os_release().parent().unwrap()).unwrap();
+    std::fs::write(paths.os_release(), "ID=debian\n").unwrap();
     (root, paths)
 }
 
@@ -264,4 +266,19 @@ async fn a_relay_that_does_not_run_is_not_reachable() {
         .unwrap_err();
     assert!(matches!(error, ClientError::Broken(_)));
     hangs_up.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_system_of_no_known_family_is_left_alone() {
+    let (_root, paths) = appliance();
+    for (release, named) in [("ID=fedora\n", "fedora"), ("", "\"\"")] {
+        std::fs::write(paths.os_release(), release).unwrap();
+        let refused = Relay::start(paths.clone(), Bare::default(), None).await;
+        let error = refused.err().unwrap().to_string();
+        assert!(
+            error.contains(named) && error.contains("debian or alpine"),
+            "{error}"
+        );
+        assert!(!paths.run().exists());
+    }
 }

@@ -328,6 +328,8 @@ async fn a_probe_waits_for_an_instance_and_ends_with_its_caller() {
 
 /// A relay process on an appliance that has just been made, until its log tells how its port is.
 fn relay_process(directory: &Path, bundle: &Path) -> (Child, String) {
+    std::fs::create_dir_all(directory.join("etc")).unwrap();
+    std::fs::write(directory.join("etc/os-release"), "ID=debian\n").unwrap();
     let mut process = Command::new(env!("CARGO_BIN_EXE_proximity-agent"))
         .args(["relay", "--listen", "127.0.0.1:0", "--bundle"])
         .arg(bundle)

@@ -38,7 +38,7 @@ impl SandboxImage {
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: SandboxFile = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
         let image = file.image.on_small_base();
-        image.check().map_err(|e| format!("image: {e}"))?;
+        image.check_of_recipe().map_err(|e| format!("image: {e}"))?;
         if !image.enable.is_empty() || !image.mask.is_empty() || image.init != Init::default() {
             return Err(
                 "image: a sandbox has no init system and no units to enable or mask".into(),

@@ -30,6 +30,10 @@ fn bad_values_are_refused_with_their_key() {
     for (text, key) in [
         ("zones: { default: { subnet: 10.20.0.1/24 } }", "host bits"),
         (
+            "zones: { default: { appliance: { os: fedora } } }",
+            "zones.default.appliance.os",
+        ),
+        (
             "zones: { default: { open_to: [192.168.1.0/24] } }",
             "behind a managed WAN",
         ),

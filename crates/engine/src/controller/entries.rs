@@ -168,23 +168,18 @@ impl Controller {
         if !managed(zone) {
             return Ok(());
         }
-        let refused = |what: String| Error::Conflict {
-            what,
-            hint: "choose another port with --listen".into(),
-        };
         let store = &self.ports().store;
-        for other in store.zones().await?.iter().filter(|z| managed(z)) {
-            let published = store.entries(&other.spec.name).await?;
-            if !published.iter().any(|known| known.key() == entry.key()) {
-                continue;
-            }
-            if other.spec.name == zone.spec.name {
+        let published = store.entries(&zone.spec.name).await?;
+        if published.iter().any(|known| known.key() == entry.key()) {
+            return Ok(());
+        }
+        // What another zone has there is the store's business, since two may ask at the same time.
+        for other in store.zones().await? {
+            let theirs = store.entries(&other.spec.name).await?;
+            let same_node = managed(&other) && other.spec.node == zone.spec.node;
+            if same_node && theirs.iter().any(|known| known.key() == entry.key()) {
                 return Ok(());
             }
-            return Err(refused(format!(
-                "zone {} publishes {protocol} port {listen} on the same node",
-                other.spec.name
-            )));
         }
         let network = zone.spec.node_network();
         match self
@@ -193,9 +188,10 @@ impl Controller {
             .listens(&network, protocol, listen)
             .await?
         {
-            true => Err(refused(format!(
-                "something on the node listens on {protocol} port {listen}"
-            ))),
+            true => Err(Error::Conflict {
+                what: format!("something on the node listens on {protocol} port {listen}"),
+                hint: "choose another port with --listen".into(),
+            }),
             false => Ok(()),
         }
     }

@@ -126,7 +126,7 @@ impl Controller {
                     .await?;
                 build(
                     ports.images.as_ref(),
-                    &appliance_image(),
+                    &appliance_image(zone.spec.appliance.os),
                     recorder,
                     "appliance",
                 )
@@ -180,13 +180,13 @@ impl Controller {
                     self.remember_leases(zone, &report).await?;
                     let sick = super::drift::sick_parts(&report, &zone.spec);
                     if sick.is_empty() {
+                        let all: Vec<&str> =
+                            report.services.iter().map(|s| s.name.as_str()).collect();
                         let wan = report
                             .wan_address
                             .map(|a| a.to_string())
                             .unwrap_or_default();
-                        return Ok(format!(
-                            "dnsmasq, nftables, caddy, cockpit and relay are well; WAN address {wan}"
-                        ));
+                        return Ok(format!("{} are well; WAN address {wan}", all.join(", ")));
                     }
                     sick.join("; ")
                 }
@@ -196,8 +196,9 @@ impl Controller {
                 return Err(StepError::Failed {
                     cause: sick,
                     hint: Some(format!(
-                        "look inside: proximity exec {} -- journalctl -b --no-pager -n 50",
-                        zone.spec.appliance.name
+                        "look inside: proximity exec {} -- {}",
+                        zone.spec.appliance.name,
+                        zone.spec.appliance.os.family().log(),
                     )),
                 });
             }

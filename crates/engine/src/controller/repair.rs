@@ -1,12 +1,13 @@
 //! The timer's look at a zone that stands: gateway state and services, and what dies there is repaired.
 //!
 //! ```text
-//!   apply the state ▸ all well?  ─ no ▸ plan_revival ▸ restart units ─ still not, at later looks ▸ restart the appliance
+//!   apply the state ▸ all well?  ─ no ▸ plan_revival ▸ restart services ─ still not, at later looks ▸ restart the appliance
 //! ```
 //! Records no events: nobody asked. What is done shows in the log and in `proximity status`.
 
 use std::time::Duration;
 
+use wire::family::Service;
 use wire::gateway::GatewayReport;
 use wire::identity::Bundle;
 
@@ -19,10 +20,15 @@ use crate::ports::{ChannelError, CommandEnd, GuestCommand, PortError};
 use crate::zone::ZoneRecord;
 use crate::zone::plan::{Revival, plan_revival};
 
-/// What systemd restarts by itself is back within this time.
+/// What the init system restarts by itself is back within this time.
 const BLINK: Duration = Duration::from_secs(3);
-/// How long systemd may take to restart units.
-const UNITS_DEADLINE: Duration = Duration::from_secs(45);
+/// How long the init system may take to restart services.
+const SERVICES_DEADLINE: Duration = Duration::from_secs(45);
+
+fn names(services: &[Service]) -> String {
+    let names: Vec<&str> = services.iter().map(|s| s.name()).collect();
+    names.join(", ")
+}
 
 impl Controller {
     /// `tries`: how many looks in a row found the zone unwell.
@@ -78,12 +84,12 @@ impl Controller {
         recorder: &Recorder,
     ) -> Result<(), StepError> {
         let begin = match revival {
-            Revival::Units(units) => format!("restarting {}", units.join(", ")),
+            Revival::Services(services) => format!("restarting {}", names(services)),
             Revival::Appliance => format!("restarting {}", zone.spec.appliance.name),
         };
         let work = async {
             match revival {
-                Revival::Units(units) => self.restart_units(zone, units).await?,
+                Revival::Services(services) => self.restart_services(zone, services).await?,
                 Revival::Appliance => {
                     let backend = &self.ports().backend;
                     backend
@@ -100,39 +106,42 @@ impl Controller {
     }
 
     /// Past the relay, which may be what died.
-    async fn restart_units(&self, zone: &ZoneRecord, units: &[&str]) -> Result<(), PortError> {
-        let what = || format!("restart {}", units.join(", "));
+    async fn restart_services(
+        &self,
+        zone: &ZoneRecord,
+        services: &[Service],
+    ) -> Result<(), PortError> {
+        let what = || format!("restart {}", names(services));
         let mut channels = self.ports().channels.iter();
         let Some(channel) = channels.find(|c| c.name() == "lxc-attach") else {
             return Err(PortError::new(what(), "no channel leads past the relay"));
         };
-        let words = ["systemctl", "restart"].iter().chain(units);
-        let command = GuestCommand {
-            argv: words.map(ToString::to_string).collect(),
-            env: Default::default(),
-            cwd: None,
-            user: None,
-            stdin: Vec::new(),
-            timeout: UNITS_DEADLINE,
-        };
-        let ran = channel.run(&zone.channel_target(), command).await;
-        match ran {
-            Ok(outcome) if outcome.end == CommandEnd::Exited(0) => Ok(()),
-            Ok(outcome) => {
-                let said = String::from_utf8_lossy(&outcome.stderr);
-                let said = said.lines().next().unwrap_or_default();
-                Err(PortError::new(
-                    what(),
-                    format!("{:?} {said}", outcome.end).trim_end(),
-                ))
+        for argv in zone.spec.appliance.os.family().restart(services) {
+            let command = GuestCommand {
+                argv,
+                env: Default::default(),
+                cwd: None,
+                user: None,
+                stdin: Vec::new(),
+                timeout: SERVICES_DEADLINE,
+            };
+            match channel.run(&zone.channel_target(), command).await {
+                Ok(outcome) if outcome.end == CommandEnd::Exited(0) => {}
+                Ok(outcome) => {
+                    let said = String::from_utf8_lossy(&outcome.stderr);
+                    let said = said.lines().next().unwrap_or_default();
+                    let told = format!("{:?} {said}", outcome.end);
+                    return Err(PortError::new(what(), told.trim_end()));
+                }
+                // Restarting twice harms nobody, so it is simply tried again.
+                Err(
+                    ChannelError::Unreachable(e)
+                    | ChannelError::NothingRan(e)
+                    | ChannelError::OutcomeUnknown(e),
+                ) => return Err(PortError::new(what(), e)),
             }
-            // Restarting twice harms nobody, so it is simply tried again.
-            Err(
-                ChannelError::Unreachable(e)
-                | ChannelError::NothingRan(e)
-                | ChannelError::OutcomeUnknown(e),
-            ) => Err(PortError::new(what(), e)),
         }
+        Ok(())
     }
 
     /// Keeps the leases that the appliance has given, for the one that may have to take its place.

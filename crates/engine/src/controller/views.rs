@@ -197,10 +197,18 @@ impl Controller {
             let at = jiff::Timestamp::from_second(i64::try_from(s).ok()?).ok()?;
             (s != 0).then(|| at.to_string())
         };
+        let below = format!(".dyn.{}", zone.spec.domain);
+        let named = |ip| {
+            let mut names = report.names.iter();
+            let found = names.find(|n| n.address == ip && n.name.as_str().ends_with(&below));
+            found.map(|n| n.name.clone())
+        };
         Ok(report
             .leases
-            .into_iter()
+            .iter()
+            .cloned()
             .map(|l| LeaseView {
+                name: named(l.address),
                 instance: instances
                     .iter()
                     .find(|i| i.zone == zone.spec.name && i.mac(&zone.spec) == l.mac)

@@ -9,11 +9,10 @@ pub mod plan;
 use std::net::{IpAddr, Ipv4Addr};
 
 use api::app::Limits;
-use api::{
-    Domain, ImageDigest, InstanceId, InstanceName, InterfaceName, MacAddr, NodeName, ZoneName,
-};
+use api::{Domain, InstanceId, InstanceName, InterfaceName, MacAddr, NodeName, ZoneName};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
+use wire::family::{FamilyFile, FamilyName};
 use wire::gateway::ZoneNetwork;
 use wire::gateway::edge::{Acme, Outside};
 
@@ -74,6 +73,10 @@ pub enum Wan {
 pub struct ApplianceSpec {
     /// Its name.
     pub name: InstanceName,
+    /// What it is made of. Not written when it is Debian, so that zones made before there was a choice are what
+    /// they were.
+    #[serde(default, skip_serializing_if = "FamilyName::is_debian")]
+    pub os: FamilyName,
     /// CPU cores.
     pub cores: u32,
     /// Memory in MiB.
@@ -192,7 +195,7 @@ impl ZoneSpec {
             name: self.appliance.name.clone(),
             zone: self.name.clone(),
             kind: "appliance".into(),
-            image: appliance_image_digest(),
+            image: appliance_image(self.appliance.os).digest(),
             limits: Limits {
                 cpu_millis: self.appliance.cores.saturating_mul(1000),
                 memory_mb: self.appliance.memory_mb,
@@ -206,12 +209,13 @@ impl ZoneSpec {
 
     fn appliance_files(&self) -> Vec<GuestFile> {
         let mut files = network_files(self, &self.appliance.name);
-        if let Wan::Managed { .. } = self.wan {
-            // The node sets the address before PID 1 runs; nobody shall take it away again.
+        // On a managed WAN the node sets the address before PID 1 runs; nobody shall take it away again.
+        let by_dhcp = matches!(self.wan, Wan::Bridged { .. });
+        if let Some((path, content)) = self.appliance.os.family().outside(by_dhcp) {
             files.push(GuestFile {
-                path: "/etc/systemd/network/10-eth0.network".into(),
+                path: path.into(),
                 mode: 0o644,
-                content: "[Match]\nName=eth0\n\n[Link]\nUnmanaged=yes\n".into(),
+                content: content.into(),
             });
         }
         files
@@ -239,64 +243,52 @@ pub(crate) fn network_files(zone: &ZoneSpec, name: &InstanceName) -> Vec<GuestFi
     ]
 }
 
-/// The appliance's image: the gateway's services, and units of ours that start them on what the
+/// The appliance's image: the gateway's services, and files of ours that start them on what the
 /// relay writes.
-pub fn appliance_image() -> ImageSpec {
-    let file = |path: &str, content: &str| ImageFile {
-        path: path.into(),
-        content: content.into(),
-        mode: "0644".into(),
+pub fn appliance_image(os: FamilyName) -> ImageSpec {
+    let family = os.family();
+    let file = |file: &FamilyFile| ImageFile {
+        path: file.path.into(),
+        content: file.content.into(),
+        mode: file.mode.into(),
     };
     let words = |list: &[&str]| list.iter().map(ToString::to_string).collect();
     ImageSpec {
-        suite: "bookworm".into(),
-        packages: words(&[
-            "caddy",
-            "cockpit-bridge",
-            "cockpit-system",
-            "cockpit-ws",
-            "dbus",
-            "dnsmasq-base",
-            "libpam-systemd",
-            "nftables",
-            "openssl",
-        ]),
-        files: vec![
-            file(
-                "/etc/systemd/system/proximity-relay.service",
-                include_str!("../../../../images/appliance/proximity-relay.service"),
-            ),
-            file(
-                "/etc/systemd/system/dnsmasq.service",
-                include_str!("../../../../images/appliance/dnsmasq.service"),
-            ),
-            file(
-                "/etc/systemd/system/caddy.service.d/proximity.conf",
-                include_str!("../../../../images/appliance/caddy.conf"),
-            ),
-            file(
-                "/etc/systemd/system/cockpit.socket.d/proximity.conf",
-                include_str!("../../../../images/appliance/cockpit-socket.conf"),
-            ),
-            // Root may log in, but has no password until `proximity appliance password` sets one.
-            file("/etc/cockpit/disallowed-users", ""),
-        ],
-        init: Init::Systemd,
-        enable: words(&[
-            "caddy.service",
-            "cockpit.socket",
-            "dnsmasq.service",
-            "nftables.service",
-            "proximity-relay.service",
-        ]),
+        family: os,
+        suite: match os {
+            FamilyName::Debian => "bookworm".into(),
+            // Its packages come from the repositories of the machine that builds.
+            FamilyName::Alpine => String::new(),
+        },
+        packages: words(family.packages()),
+        files: family.files().iter().map(file).collect(),
+        init: match os {
+            FamilyName::Debian => Init::Systemd,
+            FamilyName::Alpine => Init::Openrc,
+        },
+        enable: words(family.starts()),
         mask: vec![],
     }
     .on_base()
 }
 
-/// The digest of [`appliance_image`].
-pub fn appliance_image_digest() -> ImageDigest {
-    appliance_image().digest()
+/// The images that appliances of `zones` need, by the names that `image build` knows them by. Debian's is always
+/// among them: a zone that nobody configured has it.
+pub fn appliance_images<'a>(zones: impl Iterator<Item = &'a ZoneSpec>) -> Vec<(String, ImageSpec)> {
+    let mut systems = vec![FamilyName::Debian];
+    for zone in zones {
+        if !systems.contains(&zone.appliance.os) {
+            systems.push(zone.appliance.os);
+        }
+    }
+    let named = |os: FamilyName| {
+        let name = match os {
+            FamilyName::Debian => "appliance".into(),
+            other => format!("appliance-{other}"),
+        };
+        (name, appliance_image(os))
+    };
+    systems.into_iter().map(named).collect()
 }
 
 /// What is wanted of a zone.

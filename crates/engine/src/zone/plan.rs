@@ -6,6 +6,7 @@
 //!
 //! Any half-done state is a legal start; what holds already is not done again.
 
+use wire::family::Service;
 use wire::gateway::GatewayReport;
 
 use super::{Wan, ZoneSpec};
@@ -87,13 +88,13 @@ pub fn plan_up(appliance: &GuestSpec, observed: &ZoneObserved) -> Vec<ZoneAction
 /// What brings a gateway back that an apply did not make well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Revival {
-    /// Restart these systemd units of the appliance.
-    Units(Vec<&'static str>),
+    /// Restart these services of the appliance.
+    Services(Vec<Service>),
     /// Restart the appliance.
     Appliance,
 }
 
-/// At which look in a row the appliance itself is restarted: when its units did not help twice, and then seldom.
+/// At which look in a row the appliance itself is restarted: when its services did not help twice, and then seldom.
 const APPLIANCE_EVERY: u32 = 10;
 const APPLIANCE_FIRST: u32 = 2;
 
@@ -108,23 +109,17 @@ pub fn plan_revival(
     let Some(report) = report else {
         return Some(match appliance_is_due {
             true => Revival::Appliance,
-            false => Revival::Units(vec!["proximity-relay.service"]),
+            false => Revival::Services(vec![Service::Relay]),
         });
     };
     let dead = |name: &str| {
         let mut services = report.services.iter();
         services.any(|s| s.name == name && matches!(s.state.as_str(), "inactive" | "failed"))
     };
-    let units: Vec<&str> = [
-        ("dnsmasq", "dnsmasq.service"),
-        ("caddy", "caddy.service"),
-        ("cockpit", "cockpit.socket"),
-    ]
-    .into_iter()
-    .filter_map(|(name, unit)| dead(name).then_some(unit))
-    .collect();
-    if !units.is_empty() {
-        return Some(Revival::Units(units));
+    let reported = zone.appliance.os.family().reported().iter().copied();
+    let services: Vec<Service> = reported.filter(|s| dead(s.name())).collect();
+    if !services.is_empty() {
+        return Some(Revival::Services(services));
     }
     // Addresses that the node gives come back with a start; one that a stranger's DHCP gives may not.
     let fixed_wan = matches!(zone.wan, Wan::Managed { .. });
@@ -255,7 +250,7 @@ mod tests {
             let planned = plan_revival(&zone, report.as_ref(), tries);
             assert_eq!(planned, expect, "{report:?} {tries}");
         };
-        let relay = || Some(Revival::Units(vec!["proximity-relay.service"]));
+        let relay = || Some(Revival::Services(vec![Service::Relay]));
         for (tries, expect) in [
             (0, relay()),
             (1, relay()),
@@ -266,8 +261,8 @@ mod tests {
         ] {
             check(None, tries, expect);
         }
-        let units = Revival::Units(vec!["caddy.service", "cockpit.socket"]);
-        check(Some(report(&["caddy", "cockpit"], true)), 0, Some(units));
+        let services = Revival::Services(vec![Service::Caddy, Service::Cockpit]);
+        check(Some(report(&["caddy", "cockpit"], true)), 0, Some(services));
         check(Some(report(&[], true)), 2, None);
         check(Some(report(&[], false)), 0, None);
         check(Some(report(&[], false)), 2, Some(Revival::Appliance));

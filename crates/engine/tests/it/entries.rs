@@ -1,11 +1,12 @@
 //! What people add to a gateway: written first, told then, gone with what it leads to.
 
+use api::app::DeployRequest;
 use api::entry::{
     PortRequest, Protocol, RecordRequest, ReservationRequest, RouteAuthRequest, RouteSettings,
 };
 use api::{HostName, InstanceName};
-use engine::Error;
 use engine::gateway::entry::{Entry, EntryStore};
+use engine::{Config, Error};
 
 use crate::ruled::Ruled;
 
@@ -205,4 +206,65 @@ async fn what_the_appliance_could_not_be_told_stands_all_the_same() {
         .put_route(None, &api, &settings("web", 8080), false)
         .await;
     assert!(!put.unwrap().1);
+}
+
+#[tokio::test]
+async fn a_port_of_the_node_leads_to_one_zone() {
+    let config =
+        "zones: { default: {}, lab: { bridge: lab-lan, subnet: 10.21.0.0/24, domain: lab.local } }";
+    let ruled = Ruled::with(Config::parse(config).unwrap()).await;
+    let controller = &ruled.controller;
+    for (zone, name) in [("default", "web"), ("lab", "db")] {
+        let up = controller.zone_up(Some(zone)).await.unwrap();
+        assert_eq!(ruled.end(&up).await.failure, None);
+        let request = DeployRequest {
+            app_id: "nginx".into(),
+            instance_name: Some(name.into()),
+            zone: Some(zone.into()),
+            config: Default::default(),
+            limits: Default::default(),
+            egress: Default::default(),
+            resume: false,
+        };
+        let (deployed, _) = controller.deploy(&request).await.unwrap();
+        assert_eq!(ruled.end(&deployed).await.failure, None);
+    }
+    let port = |instance: &str, protocol| PortRequest {
+        instance: instance.parse().unwrap(),
+        port: 80,
+        protocol,
+        listen: Some(8080),
+    };
+    // Both at the same time: one of them has it, whichever comes first.
+    let (web, db) = (port("web", Protocol::Tcp), port("db", Protocol::Tcp));
+    let (first, second) = tokio::join!(
+        controller.publish_port(Some("default"), &web),
+        controller.publish_port(Some("lab"), &db),
+    );
+    assert_ne!(first.is_ok(), second.is_ok(), "{first:?} {second:?}");
+    let (winner, loser, late) = match &first {
+        Ok(_) => ("default", "lab", &db),
+        Err(_) => ("lab", "default", &web),
+    };
+    let refused = first.err().or(second.err()).unwrap().problem();
+    assert_eq!(refused.code, "taken");
+    let told = "tcp port 8080 of the node";
+    assert!(
+        refused.detail.contains(told) && refused.detail.contains(&format!("zone {winner}")),
+        "{refused:?}"
+    );
+    let published = |zone: &str| {
+        let published = ruled.node.published.lock().unwrap();
+        published.get(zone).cloned().unwrap_or_default()
+    };
+    assert_eq!(published(winner), [(Protocol::Tcp, 8080)]);
+    assert!(published(loser).is_empty());
+    // Another protocol is another port, and one that is given back is free.
+    let udp = port(late.instance.as_str(), Protocol::Udp);
+    controller.publish_port(Some(loser), &udp).await.unwrap();
+    controller
+        .unpublish_port(Some(winner), Protocol::Tcp, 8080)
+        .await
+        .unwrap();
+    controller.publish_port(Some(loser), late).await.unwrap();
 }

@@ -8,6 +8,7 @@
 //! passed on piece by piece in both directions and never collected. Everything of a connection ends
 //! when its route is closed. Never serves anything of its own but the reason of a refusal.
 
+pub mod failures;
 pub mod grpc;
 pub mod guard;
 mod idle;
@@ -121,9 +122,14 @@ async fn admit(
         return Err(Box::new(to_https(&way.host, request)));
     }
     if let Some(auth) = &policy.auth {
-        match way.guard.admit(auth, request.headers_mut()).await {
+        match way
+            .guard
+            .admit(&way.host, auth, request.headers_mut())
+            .await
+        {
             Verdict::In => {}
             Verdict::Out => return Err(Box::new(ask_for(auth, &way.host))),
+            Verdict::Wait(wait) => return Err(Box::new(must_wait(wait))),
             Verdict::Busy => {
                 let why = "Too many passwords are being checked (503). Try again in a moment";
                 return Err(Box::new(refusal(StatusCode::SERVICE_UNAVAILABLE, why)));
@@ -177,6 +183,18 @@ fn ask_for(auth: &RouteAuth, host: &HostName) -> Response<Body> {
             .headers_mut()
             .insert(header::WWW_AUTHENTICATE, challenge);
     }
+    answer
+}
+
+fn must_wait(wait: Duration) -> Response<Body> {
+    // Whole seconds, and never too early.
+    let seconds = wait.as_secs() + 1;
+    let why =
+        format!("Too many wrong credentials from your address (429). Try again in {seconds} s");
+    let mut answer = refusal(StatusCode::TOO_MANY_REQUESTS, &why);
+    answer
+        .headers_mut()
+        .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     answer
 }
 

@@ -242,6 +242,39 @@ fn root(controller: &Controller) -> String {
     root
 }
 
+/// Who guesses must wait; who comes from elsewhere need not.
+fn guessing(controller: &Controller) {
+    let url = format!("http://{}/", controller.wan_address());
+    let asked = |password: &str| {
+        let user = format!("anna:{password}");
+        let options = [
+            "--header",
+            "Host: web.prox.local",
+            "--user",
+            &user,
+            "--include",
+        ];
+        controller.page_at(&url, &options)
+    };
+    // One was wrong already.
+    for _ in 0..9 {
+        assert_eq!(asked("guess").0, 401);
+    }
+    for password in ["guess", "correct horse battery"] {
+        let (status, answer) = asked(password);
+        assert_eq!(status, 429, "{answer}");
+        let wait = answer.lines().find_map(|l| l.strip_prefix("Retry-After: "));
+        let seconds: u64 = wait.unwrap().trim().parse().unwrap();
+        assert!((1..=60).contains(&seconds), "{answer}");
+    }
+    let credentials = "YW5uYTpjb3JyZWN0IGhvcnNlIGJhdHRlcnk=";
+    let ask = r#"exec 3<>/dev/tcp/10.20.0.1/80
+        printf 'GET / HTTP/1.0\r\nHost: web.prox.local\r\nAuthorization: Basic %s\r\n\r\n' "$0" >&3
+        head -n 1 <&3"#;
+    let answer = controller.exec("web", ["timeout", "5", "bash", "-c", ask, credentials]);
+    assert!(answer.contains(" 200 "), "{answer}");
+}
+
 fn conditions(controller: &Controller) {
     let asked = |host: &str, options: &[&str]| {
         let url = format!("http://{}/", controller.wan_address());
@@ -257,6 +290,7 @@ fn conditions(controller: &Controller) {
     let good = ["--user", "anna:correct horse battery"];
     assert_eq!(asked("web.prox.local", &good).0, 200);
     assert_eq!(asked("web.prox.local", &["--user", "anna:wrong"]).0, 401);
+    guessing(controller);
     let log = controller.script("cat /var/lib/proximity/audit.log");
     assert!(log.contains("route.set") && !log.contains("battery"));
     // What is kept is a digest, on the node and on the appliance.
@@ -322,7 +356,7 @@ fn comes_and_goes(controller: &mut Controller) {
 }
 
 /// What a command prints on the machine of the management LAN; it must end with 0.
-fn on_the_lan(controller: &Controller, script: &str) -> String {
+pub fn on_the_lan(controller: &Controller, script: &str) -> String {
     let enter = format!(
         "pid=$(pgrep --oldest --full 'host-machine lan'); exec nsenter --target $pid --net bash -euc '{script}'"
     );

@@ -8,9 +8,11 @@
 //! [`guest`] what a guest can reach, [`processes`] who runs and who can see it, [`agreement`] whether all that
 //! tells of guests tells the same.
 
+mod acme;
 mod agreement;
 mod apps;
 mod channels;
+mod claimed;
 mod closed;
 mod controller;
 mod crash;
