@@ -58,9 +58,12 @@ impl Straight {
             let connection = timeout(UPGRADE_DEADLINE, door::straight(self.upgrade)).await;
             match connection.map_err(io::Error::from).flatten() {
                 Ok((socket, seat)) => {
-                    let _seat = seat;
+                    let connection = Connection {
+                        socket,
+                        _seat: seat,
+                    };
                     // A thread that has ended needs none.
-                    let _ = self.to_thread.try_send(Connection { socket, _seat });
+                    let _ = self.to_thread.try_send(connection);
                 }
                 Err(error) => tracing::debug!(%error, "a file could not go straight"),
             }
