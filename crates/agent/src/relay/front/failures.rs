@@ -83,8 +83,8 @@ impl Failures {
 /// them all. Who comes without, past the proxy, is nobody in particular.
 pub fn source(headers: &HeaderMap) -> IpAddr {
     let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    let values = headers.get_all("x-forwarded-for").iter();
-    let last = values.last().and_then(|v| v.to_str().ok());
+    let mut values = headers.get_all("x-forwarded-for").iter();
+    let last = values.next_back().and_then(|v| v.to_str().ok());
     let last = last.and_then(|text| text.rsplit(',').next());
     match last.and_then(|text| text.trim().parse().ok()) {
         Some(IpAddr::V6(address)) => {

@@ -15,8 +15,8 @@ fn plug(controller: &Controller, last: u8, name: &str) -> String {
         ip netns add machine{last}
         ip link set machine{last} netns machine{last}
         nsenter --net=/run/netns/machine{last} ip link set machine{last} up
-        {}",
-        lease(last, name)
+        nsenter --net=/run/netns/machine{last} \
+            busybox udhcpc -i machine{last} -q -n -t 10 -s /bin/true -x hostname:{name} 2>&1"
     );
     let said = controller.script(&script);
     let address = said
@@ -31,16 +31,13 @@ fn give_back(controller: &Controller, last: u8, address: &str) {
     // Said from the address itself, which the client leaves to others to set.
     controller.script(&format!(
         "nsenter --net=/run/netns/machine{last} ip address add {address}/24 dev machine{last}
-        {}",
-        lease(last, "gone -R")
+        nsenter --net=/run/netns/machine{last} \
+            busybox udhcpc -i machine{last} -f -t 10 -s /bin/true > /run/machine{last} 2>&1 & pid=$!
+        until grep --quiet 'lease of' /run/machine{last}; do sleep 0.05; done
+        kill -USR2 $pid
+        until grep --quiet released /run/machine{last}; do sleep 0.05; done
+        kill $pid"
     ));
-}
-
-/// A DHCP client of that machine, which ends when it has its lease.
-fn lease(last: u8, name: &str) -> String {
-    format!(
-        "nsenter --net=/run/netns/machine{last} busybox udhcpc -i machine{last} -q -n -t 10 -s /bin/true -x hostname:{name} 2>&1\n"
-    )
 }
 
 /// The name of a lease as `lease list` has it.

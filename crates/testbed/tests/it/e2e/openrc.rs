@@ -1,5 +1,5 @@
 //! An app whose process 1 is OpenRC: its supervise-daemon keeps the agent alive, and the guest stops in order. Its
-//! init system also runs the relay as an appliance of Alpine would.
+//! init system also runs the services of an appliance of Alpine, by the scripts that its image would have.
 
 use std::time::{Duration, Instant};
 
@@ -181,8 +181,8 @@ fn openrc_runs_the_services_of_an_appliance_of_alpine() {
     let sh = |script: &str| controller.exec("web", ["sh", "-c", script]);
     let family = FamilyName::Alpine.family();
     for file in family.files() {
-        let install = format!("cat > {path}; chmod 0755 {path}", path = file.path);
-        let words = ["exec", "web", "--", "sh", "-c", &install];
+        let install = r#"cat > "$0"; chmod 0755 "$0"; rc-update add "${0##*/}" default"#;
+        let words = ["exec", "web", "--", "sh", "-c", install, file.path];
         controller
             .run_with(words, file.content.as_bytes())
             .expect(0);
@@ -211,7 +211,8 @@ fn openrc_runs_the_services_of_an_appliance_of_alpine() {
             no-hosts addn-hosts=/etc/some-hosts > /etc/proximity/dnsmasq.conf
         printf 'table inet proximity {\n\tchain input {\n\t}\n}\n' > /etc/nftables.conf
         printf '{\n\tadmin off\n}\nhttp://:8080 {\n\trespond \"made by caddy\"\n}\n' > /etc/proximity/Caddyfile
-        echo caddy:x:990:990::/var/lib/caddy:/bin/false >> /etc/passwd; echo caddy:x:990: >> /etc/group");
+        echo caddy:x:990:990::/var/lib/caddy:/bin/false >> /etc/passwd; echo caddy:x:990: >> /etc/group
+        echo 'caddy:!:20000::::::' >> /etc/shadow");
     for program in ["/usr/sbin/dnsmasq", "/usr/sbin/nft"] {
         carry(&controller, &app, program);
     }
@@ -236,14 +237,13 @@ fn openrc_runs_the_services_of_an_appliance_of_alpine() {
     eventually("dnsmasq has read its file", || read().trim() == "1");
     run(vec![family.reread(Service::Dnsmasq)]);
     eventually("dnsmasq has read its file anew", || read().trim() == "2");
-    let page =
-        "exec 3<>/dev/tcp/127.0.0.1/8080; printf 'GET / HTTP/1.0\r\n\r\n' >&3; tail -n 1 <&3";
+    let page = "exec 3<>/dev/tcp/127.0.0.1/8080; printf 'GET / HTTP/1.0\r\n\r\n' >&3; cat <&3";
     let page = || {
         controller
             .run(["exec", "web", "--", "bash", "-c", page])
             .text()
     };
-    eventually("caddy serves", || page() == "made by caddy");
+    eventually("caddy serves", || page().ends_with("made by caddy"));
     let owner = sh("stat -c %U /proc/$(cat /run/openrc/options/proximity-caddy/child_pid)");
     assert_eq!(owner, "caddy\n");
 
