@@ -281,8 +281,13 @@ async fn whoever_asks_is_told_what_was_taken() {
     let guest = guest().await;
     let session = connect_with(&guest, Some(ACKNOWLEDGED)).await;
     // It begins to read when it is told to, and stops in the middle.
-    let line = "trap 'exec head -c 1000000 >/dev/null' USR1; while :; do sleep 0.02; done";
+    let line =
+        "trap 'exec head -c 1000000 >/dev/null' USR1; echo set; while :; do sleep 0.02; done";
     let (mut session, _) = started(session, json!({"exec": {"command": line}})).await;
+    // Before the trap is set the signal would end it.
+    while session.stdout != b"set\n" {
+        assert_eq!(session.next().await, Some(None));
+    }
     let piece = vec![7; 1 << 14];
     let mut sent = 0;
     let mut send = async |session: &mut Session, bytes: u64| {
