@@ -1,0 +1,6 @@
+//! Remote execution against real servers of OpenSSH, each started by its test on an address of 127.0.0.0/8.
+
+mod ending;
+mod exec;
+mod sshd;
+mod trust;
