@@ -5,7 +5,8 @@
 //!   Remote ─▶ hosts      who may be used
 //!     ├──▶ journal       what was asked, on disk, before anything is done
 //!     ├──▶ connection    reached, key checked (trust, known_hosts), logged in (identity)
-//!     └──▶ running       one command: order ▸ marker ▸ output ▸ end; supervisor ends its tree on the far side
+//!     ├──▶ running       one command: order ▸ marker ▸ output ▸ end; supervisor ends its tree on the far side
+//!     └──▶ transfer      files: beside the target, read a second time, then renamed
 //! ```
 //!
 //! Promises: an unknown or changed host key stops everything, and no switch says otherwise; arguments arrive as they
@@ -25,6 +26,7 @@ mod known_hosts;
 mod remote;
 mod running;
 mod supervisor;
+mod transfer;
 mod trust;
 
 pub use algorithms::MIN_RSA_BITS;
@@ -36,4 +38,5 @@ pub use hosts::{Hosts, InvalidHosts, Settings, Vm, VmId};
 pub use identity::{Passphrases, key_path};
 pub use known_hosts::{BadLine, KnownHosts};
 pub use remote::{KeyFound, Remote};
+pub use transfer::{Progress, Transferred};
 pub use trust::{HostKeyProblem, ShownKey};

@@ -26,7 +26,7 @@ use crate::connection::{self, Connection};
 use crate::error::Error;
 use crate::hosts::{Hosts, Vm};
 use crate::identity::Passphrases;
-use crate::running;
+use crate::running::{self, Limit};
 use crate::trust::{self, HostKeyProblem, ShownKey};
 
 /// The channel's name in audit records.
@@ -38,7 +38,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Remote execution on the hosts of one configuration.
 #[derive(Clone)]
 pub struct Remote {
-    hosts: Hosts,
+    pub(crate) hosts: Hosts,
     log: Log,
     actor: String,
     passphrases: Option<Passphrases>,
@@ -109,7 +109,7 @@ impl Remote {
         let audit_id = intent.id().to_owned();
         let timestamp = Timestamp::now().to_string();
         let began = Instant::now();
-        let timeout = command.timeout.unwrap_or(self.hosts.settings.timeout);
+        let limit = Limit::Total(command.timeout.unwrap_or(self.hosts.settings.timeout));
         let retry = command.retry.unwrap_or(self.hosts.settings.retry);
         let mut attempts = 0;
         let ended = loop {
@@ -121,7 +121,7 @@ impl Remote {
                     used_up = matches!(input, Input::Stream(_));
                     let (login, to) = (vm.user.as_str(), output.again());
                     let given = input.again();
-                    let ran = running::run(id, login, channel, command, given, to, timeout).await;
+                    let ran = running::run(id, login, channel, command, given, to, limit).await;
                     drop(connection);
                     ran
                 }
@@ -271,7 +271,7 @@ pub(crate) fn outcome_of(error: &Error) -> Outcome {
 }
 
 /// Doubles each time, and chance takes up to half of it, so that many callers do not come back at once.
-fn wait_before(attempt: u32) -> Duration {
+pub(crate) fn wait_before(attempt: u32) -> Duration {
     let doubled = FIRST_WAIT.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1)));
     let longest = doubled.min(LONGEST_WAIT);
     let mut byte = [0];

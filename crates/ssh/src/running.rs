@@ -25,8 +25,25 @@ const ENDING: Duration = Duration::from_secs(15);
 const DRAIN: Duration = Duration::from_secs(1);
 /// How much of what comes before the marker is kept for a message, in bytes.
 const MAX_NOISE_BYTES: usize = 16 * 1024;
-/// The largest piece of standard input that is sent as one frame.
-const FRAME_BYTES: usize = 128 * 1024;
+/// The largest piece of standard input that is sent as one frame. Each costs the far side a start of `dd`.
+const FRAME_BYTES: usize = 1024 * 1024;
+
+/// When a command is to be ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Limit {
+    /// When it has run this long.
+    Total(Duration),
+    /// When nothing has moved in either direction for this long.
+    Idle(Duration),
+}
+
+impl Limit {
+    fn duration(self) -> Duration {
+        match self {
+            Self::Total(duration) | Self::Idle(duration) => duration,
+        }
+    }
+}
 
 /// A channel that is closed when its command's caller goes away.
 struct Guarded(Option<ChannelWriteHalf<Msg>>);
@@ -119,14 +136,13 @@ pub(crate) async fn run(
     command: &Command,
     input: Input,
     output: Output,
-    timeout: Duration,
+    limit: Limit,
 ) -> Result<Finished, Error> {
     let not_started = |reason: String| Error::NotStarted {
         vm: vm.to_owned(),
         reason,
     };
     let began = Clock::now();
-    let deadline = Instant::now() + timeout;
     let marks = Marks::new().map_err(|e| not_started(format!("no random bytes: {e}")))?;
     let (mut read, write) = channel.split();
     let guarded = Guarded(Some(write));
@@ -153,13 +169,11 @@ pub(crate) async fn run(
         timed_out: false,
         reader_gone: false,
     };
-    running
-        .watch(&mut read, write, &order, input, deadline)
-        .await;
+    running.watch(&mut read, write, &order, input, limit).await;
     if !running.closed && !running.lost {
         let _: Result<(), _> = write.close().await;
     }
-    let mut finished = running.judge(timeout)?;
+    let mut finished = running.judge(limit.duration())?;
     finished.took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(finished)
 }
@@ -203,9 +217,11 @@ impl Running<'_> {
         write: &ChannelWriteHalf<Msg>,
         order: &[u8],
         input: Input,
-        deadline: Instant,
+        allowed: Limit,
     ) {
+        let mut deadline = Instant::now() + allowed.duration();
         let mut limit = deadline;
+        let mut moved = false;
         let mut sent = false;
         let sending = send(write, order, input);
         tokio::pin!(sending);
@@ -223,6 +239,12 @@ impl Running<'_> {
                     if self.end.is_some() || self.timed_out {
                         return;
                     }
+                    if moved && !self.reader_gone && let Limit::Idle(idle) = allowed {
+                        moved = false;
+                        deadline = Instant::now() + idle;
+                        limit = deadline;
+                        continue;
+                    }
                     self.timed_out = true;
                     limit = Instant::now() + ENDING;
                     sent = true;
@@ -232,6 +254,7 @@ impl Running<'_> {
                     }
                 }
                 message = read.wait() => {
+                    moved = true;
                     self.hear(message, deadline).await;
                     if self.end.is_some() {
                         limit = Instant::now() + DRAIN;

@@ -2,14 +2,13 @@
 //! is this machine.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ssh::{Command, Error, Hosts, Input, Output, Remote};
 
+use crate::relay::{Relay, through};
 use crate::sshd::{Sshd, can_run, eventually, exec};
 
 /// A number that stands in the arguments of one test's processes only.
@@ -159,80 +158,6 @@ async fn what_a_command_leaves_on_purpose_stays() {
         .args(processes(&mark))
         .status();
     assert!(kill.unwrap().success());
-}
-
-/// A TCP relay that can be cut or stopped.
-struct Relay {
-    port: u16,
-    cut: Arc<AtomicBool>,
-    connections: Arc<AtomicUsize>,
-}
-
-impl Relay {
-    /// The first `refused` connections are closed at once.
-    fn to(host: &str, port: u16, refused: usize) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let relay = Self {
-            port: listener.local_addr().unwrap().port(),
-            cut: Arc::default(),
-            connections: Arc::default(),
-        };
-        let (cut, connections) = (Arc::clone(&relay.cut), Arc::clone(&relay.connections));
-        let host = host.to_owned();
-        std::thread::spawn(move || {
-            for client in listener.incoming() {
-                let client = client.unwrap();
-                if connections.fetch_add(1, Ordering::Relaxed) < refused {
-                    continue;
-                }
-                let server = TcpStream::connect((host.as_str(), port)).unwrap();
-                for (from, to) in [(&client, &server), (&server, &client)] {
-                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    let cut = Arc::clone(&cut);
-                    std::thread::spawn(move || copy(from, to, &cut));
-                }
-            }
-        });
-        relay
-    }
-}
-
-fn copy(mut from: TcpStream, mut to: TcpStream, cut: &AtomicBool) {
-    from.set_read_timeout(Some(Duration::from_millis(50)))
-        .unwrap();
-    let mut buffer = [0; 16384];
-    loop {
-        if cut.load(Ordering::Relaxed) {
-            break;
-        }
-        match from.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => {
-                if to.write_all(&buffer[..n]).is_err() {
-                    break;
-                }
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(_) => break,
-        }
-    }
-    let _ = from.shutdown(Shutdown::Both);
-    let _ = to.shutdown(Shutdown::Both);
-}
-
-async fn through(sshd: &Sshd, relay: &Relay) -> Remote {
-    let known = fs::read_to_string(sshd.path("known_hosts")).unwrap();
-    let known = known.replace(&format!("]:{} ", sshd.port), &format!("]:{} ", relay.port));
-    fs::write(sshd.path("known_hosts"), known).unwrap();
-    let config = sshd.config("", "").replace(
-        &format!("ssh_port: {},", sshd.port),
-        &format!("ssh_port: {},", relay.port),
-    );
-    let hosts = Hosts::parse(&config, None).unwrap();
-    let log = ssh::journal::open(&sshd.path("audit"), audit::Redactor::default())
-        .await
-        .unwrap();
-    Remote::new(hosts, log, "tester")
 }
 
 #[tokio::test(flavor = "multi_thread")]

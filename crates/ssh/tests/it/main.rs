@@ -2,5 +2,7 @@
 
 mod ending;
 mod exec;
+mod relay;
 mod sshd;
+mod transfer;
 mod trust;
