@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::net::Shutdown;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,13 +12,13 @@ use russh::client::{self, AuthResult, Msg};
 use russh::keys::agent::AgentIdentity;
 use russh::keys::agent::client::AgentClient;
 use russh::keys::{HashAlg, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
-use russh::{AlgorithmKind, Channel, ChannelOpenFailure, MethodKind, MethodSet};
+use russh::{AlgorithmKind, Channel, ChannelOpenFailure, ChannelStream, MethodKind, MethodSet};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::algorithms;
 use crate::error::Error;
-use crate::hosts::{Settings, Vm};
+use crate::hosts::{Hosts, Settings, Vm};
 use crate::identity::{self, Passphrases};
 use crate::trust::{HostKeyProblem, ShownKey, Trust};
 
@@ -70,12 +71,18 @@ impl Drop for Cut {
     }
 }
 
+/// What carries a connection, and ends with it.
+enum Way {
+    Socket(#[expect(dead_code, reason = "held to be cut")] Cut),
+    Jump(#[expect(dead_code, reason = "held to be cut")] Box<Connection>),
+}
+
 /// A connection that is logged in.
 pub(crate) struct Connection {
     vm: Vm,
     handle: client::Handle<Door>,
     /// After the handle, so that the handle's last words may be sent.
-    _cut: Cut,
+    _way: Way,
 }
 
 impl fmt::Debug for Connection {
@@ -90,18 +97,62 @@ impl fmt::Debug for Connection {
 struct Reached {
     handle: Result<client::Handle<Door>, russh::Error>,
     seen: Arc<Mutex<Seen>>,
-    cut: Cut,
+    way: Way,
 }
 
-async fn reach(vm: &Vm, settings: &Settings, trust: Trust) -> Result<Reached, Error> {
-    let deadline = |phase| {
-        move |_| Error::Deadline {
-            vm: vm.id.to_string(),
-            phase,
-            limit_ms: millis(settings.connect_timeout),
-        }
+/// Who asks for a connection: the configuration, and whoever knows passphrases.
+#[derive(Clone, Copy)]
+pub(crate) struct Caller<'a> {
+    pub hosts: &'a Hosts,
+    pub passphrases: Option<&'a Passphrases>,
+}
+
+/// A host on the way is reached as any other one. In a box, since that may have one before it too.
+fn open_before<'a>(
+    vm: &'a Vm,
+    caller: Caller<'a>,
+) -> Pin<Box<dyn Future<Output = Result<Connection, Error>> + Send + 'a>> {
+    Box::pin(Connection::open(vm, caller))
+}
+
+/// By TCP, or through the host that stands before it.
+async fn reach(vm: &Vm, caller: Caller<'_>, trust: Trust) -> Result<Reached, Error> {
+    let settings = &caller.hosts.settings;
+    let config = Arc::new(client::Config {
+        preferred: algorithms::preferred(trust.wanted_keys(), trust.wanted_certificates()),
+        window_size: WINDOW_BYTES,
+        keepalive_interval: Some(KEEP_ALIVE),
+        keepalive_max: KEEP_ALIVE_MAX,
+        nodelay: true,
+        ..client::Config::default()
+    });
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let door = Door {
+        trust,
+        seen: Arc::clone(&seen),
     };
-    let connect = |e: std::io::Error| Error::Connect {
+    let before = vm.jump.as_ref().and_then(|id| caller.hosts.vms.get(id));
+    let limit = settings.connect_timeout;
+    let (way, handle) = if let Some(before) = before {
+        let jump = open_before(before, caller).await?;
+        let stream = jump.stream_to(vm, settings).await?;
+        let handle = timeout(limit, client::connect_stream(config, stream, door)).await;
+        (Way::Jump(Box::new(jump)), handle)
+    } else {
+        let (socket, cut) = connect(vm, settings).await?;
+        let handle = timeout(limit, client::connect_stream(config, socket, door)).await;
+        (Way::Socket(cut), handle)
+    };
+    let handle = handle.map_err(|_| Error::Deadline {
+        vm: vm.id.to_string(),
+        phase: "the SSH handshake was going on",
+        limit_ms: millis(limit),
+    })?;
+    Ok(Reached { handle, seen, way })
+}
+
+async fn connect(vm: &Vm, settings: &Settings) -> Result<(TcpStream, Cut), Error> {
+    let failed = |e: std::io::Error| Error::Connect {
         vm: vm.id.to_string(),
         address: vm.address(),
         reason: e.to_string(),
@@ -109,40 +160,27 @@ async fn reach(vm: &Vm, settings: &Settings, trust: Trust) -> Result<Reached, Er
     let socket = TcpStream::connect((vm.host.as_str(), vm.port));
     let socket = timeout(settings.connect_timeout, socket)
         .await
-        .map_err(deadline("the host was being connected to"))?
-        .map_err(connect)?;
+        .map_err(|_| Error::Deadline {
+            vm: vm.id.to_string(),
+            phase: "the host was being connected to",
+            limit_ms: millis(settings.connect_timeout),
+        })?
+        .map_err(failed)?;
     // Without it each small message waits for the answer to the last one: 45 ms a command.
-    socket.set_nodelay(true).map_err(connect)?;
-    let socket = socket.into_std().map_err(connect)?;
-    let cut = Cut(socket.try_clone().map_err(connect)?);
-    let socket = TcpStream::from_std(socket).map_err(connect)?;
-    let config = client::Config {
-        preferred: algorithms::preferred(trust.wanted_keys(), trust.wanted_certificates()),
-        window_size: WINDOW_BYTES,
-        keepalive_interval: Some(KEEP_ALIVE),
-        keepalive_max: KEEP_ALIVE_MAX,
-        nodelay: true,
-        ..client::Config::default()
-    };
-    let seen = Arc::new(Mutex::new(Seen::default()));
-    let door = Door {
-        trust,
-        seen: Arc::clone(&seen),
-    };
-    let handle = client::connect_stream(Arc::new(config), socket, door);
-    let handle = timeout(settings.connect_timeout, handle)
-        .await
-        .map_err(deadline("the SSH handshake was going on"))?;
-    Ok(Reached { handle, seen, cut })
+    socket.set_nodelay(true).map_err(failed)?;
+    let socket = socket.into_std().map_err(failed)?;
+    let cut = Cut(socket.try_clone().map_err(failed)?);
+    Ok((TcpStream::from_std(socket).map_err(failed)?, cut))
 }
 
 /// The key that a host shows, without logging in and without believing it; and what is wrong with it, if anything.
+/// A host on the way must be trusted.
 pub(crate) async fn shown_key(
     vm: &Vm,
-    settings: &Settings,
+    caller: Caller<'_>,
 ) -> Result<(ShownKey, Option<HostKeyProblem>), Error> {
-    let trust = Trust::read(&settings.known_hosts, vm)?;
-    let reached = reach(vm, settings, trust).await?;
+    let trust = Trust::read(&caller.hosts.settings.known_hosts, vm)?;
+    let reached = reach(vm, caller, trust).await?;
     let mut seen = reached.seen.lock().unwrap_or_else(PoisonError::into_inner);
     let problem = seen.problem.take();
     match (seen.shown.take(), reached.handle) {
@@ -154,15 +192,12 @@ pub(crate) async fn shown_key(
 
 impl Connection {
     /// Connects, checks the server's key, and logs in.
-    pub async fn open(
-        vm: &Vm,
-        settings: &Settings,
-        passphrases: Option<&Passphrases>,
-    ) -> Result<Self, Error> {
+    pub async fn open(vm: &Vm, caller: Caller<'_>) -> Result<Self, Error> {
+        let settings = &caller.hosts.settings;
         let trust = Trust::read(&settings.known_hosts, vm)?;
         // Before anything is sent: a key that cannot be used is the caller's to mend.
-        let identity = identity::load(vm, settings, passphrases)?;
-        let Reached { handle, seen, cut } = reach(vm, settings, trust).await?;
+        let identity = identity::load(vm, settings, caller.passphrases)?;
+        let Reached { handle, seen, way } = reach(vm, caller, trust).await?;
         let problem = seen
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -194,8 +229,40 @@ impl Connection {
         Ok(Self {
             vm: vm.clone(),
             handle,
-            _cut: cut,
+            _way: way,
         })
+    }
+
+    /// A stream through this host to another one's sshd.
+    async fn stream_to(&self, vm: &Vm, settings: &Settings) -> Result<ChannelStream<Msg>, Error> {
+        let open = self.handle.channel_open_direct_tcpip(
+            vm.host.clone(),
+            u32::from(vm.port),
+            "127.0.0.1",
+            0,
+        );
+        let failed = |reason: String| Error::Connect {
+            vm: vm.id.to_string(),
+            address: vm.address(),
+            reason: format!("through {}: {reason}", self.vm.id),
+        };
+        match timeout(settings.connect_timeout, open).await {
+            Ok(Ok(channel)) => Ok(channel.into_stream()),
+            Ok(Err(russh::Error::ChannelOpenFailure(
+                ChannelOpenFailure::AdministrativelyProhibited,
+            ))) => Err(failed(
+                "its sshd_config forbids it (AllowTcpForwarding, PermitOpen)".to_owned(),
+            )),
+            Ok(Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::ConnectFailed))) => {
+                Err(failed("it cannot connect to there".to_owned()))
+            }
+            Ok(Err(e)) => Err(failed(e.to_string())),
+            Err(_) => Err(Error::Deadline {
+                vm: vm.id.to_string(),
+                phase: "the host was being connected to",
+                limit_ms: millis(settings.connect_timeout),
+            }),
+        }
     }
 
     /// A channel for one command.

@@ -14,6 +14,8 @@ use serde::Deserialize;
 
 /// The longest command deadline that can be configured: a week.
 const MAX_TIMEOUT_S: u64 = 7 * 24 * 3600;
+/// The most hosts on the way to another one.
+const MAX_JUMPS: usize = 4;
 /// The most further tries that can be configured.
 const MAX_RETRY: u32 = 20;
 
@@ -98,6 +100,8 @@ pub struct Vm {
     pub enabled: bool,
     /// The private key of the login, where it is not in the key directory under the host's id.
     pub key_file: Option<PathBuf>,
+    /// The host of the configuration through which this one is reached.
+    pub jump: Option<VmId>,
 }
 
 impl Vm {
@@ -162,6 +166,7 @@ struct VmSection {
     #[serde(default = "ssh_port")]
     ssh_port: u16,
     key_file: Option<String>,
+    proxy_jump: Option<VmId>,
 }
 
 fn enabled() -> bool {
@@ -217,6 +222,9 @@ impl Hosts {
         for (id, section) in file.vms.unwrap_or_default() {
             let vm = vm(id.clone(), section, home)?;
             vms.insert(id, vm);
+        }
+        for vm in vms.values() {
+            check_jumps(vm, &vms)?;
         }
         for (at, id) in (0..).zip(settings.allowed.iter().flatten()) {
             if !vms.contains_key(id) {
@@ -295,9 +303,42 @@ fn vm(id: VmId, section: VmSection, home: Option<&std::path::Path>) -> Result<Vm
         user: section.ssh_user,
         role: section.role,
         enabled: section.enabled,
+        jump: section.proxy_jump,
         key_file: key_file.transpose()?,
         id,
     })
+}
+
+/// That every host on the way is there and may be used, and that the way ends.
+fn check_jumps(vm: &Vm, vms: &BTreeMap<VmId, Vm>) -> Result<(), InvalidHosts> {
+    let mut at = vm;
+    for _ in 0..=MAX_JUMPS {
+        let Some(next) = &at.jump else { return Ok(()) };
+        let key = format!("vms.{}.proxy_jump", at.id);
+        at = match vms.get(next) {
+            Some(next) if next.enabled => next,
+            Some(_) => {
+                return Err(InvalidHosts::new(
+                    format!("{key}: {next} is disabled"),
+                    "enable it, or go by another host",
+                ));
+            }
+            None => {
+                let known: Vec<_> = vms.keys().map(VmId::as_str).collect();
+                return Err(InvalidHosts::new(
+                    format!("{key}: there is no host {next}"),
+                    format!("known hosts: {}", known.join(", ")),
+                ));
+            }
+        };
+    }
+    Err(InvalidHosts::new(
+        format!(
+            "vms.{}.proxy_jump: the way has more than {MAX_JUMPS} hosts, or goes in a circle",
+            vm.id
+        ),
+        "name the hosts from the outside in",
+    ))
 }
 
 /// Whether this can be the name of a user on a command line.

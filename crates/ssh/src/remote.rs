@@ -22,7 +22,7 @@ use russh::client::Msg;
 use serde_json::{Value, json};
 
 use crate::command::{Command, ExecutionResult, Finished, Input, Output, encoded, typed};
-use crate::connection::{self, Connection};
+use crate::connection::{self, Caller, Connection};
 use crate::error::Error;
 use crate::hosts::{Hosts, Vm};
 use crate::identity::Passphrases;
@@ -154,7 +154,14 @@ impl Remote {
     }
 
     pub(crate) async fn connect(&self, vm: &Vm) -> Result<Connection, Error> {
-        Connection::open(vm, &self.hosts.settings, self.passphrases.as_ref()).await
+        Connection::open(vm, self.caller()).await
+    }
+
+    fn caller(&self) -> Caller<'_> {
+        Caller {
+            hosts: &self.hosts,
+            passphrases: self.passphrases.as_ref(),
+        }
     }
 
     /// The host, if it may be used. A refusal is recorded.
@@ -223,7 +230,7 @@ impl Remote {
     /// The key that a host shows now. Nobody is logged in, and nothing is believed.
     pub async fn look_at_key(&self, id: &str) -> Result<KeyFound, Error> {
         let vm = self.permitted(id, "remote.trust", &Value::Null).await?;
-        let (shown, problem) = connection::shown_key(vm, &self.hosts.settings).await?;
+        let (shown, problem) = connection::shown_key(vm, self.caller()).await?;
         Ok(KeyFound { shown, problem })
     }
 

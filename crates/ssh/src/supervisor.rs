@@ -55,6 +55,11 @@ impl Marks {
         format!("{} S", self.cookie)
     }
 
+    /// Whether a text holds what was sent, or a part of it.
+    pub fn stand_in(&self, text: &str) -> bool {
+        text.contains(&self.cookie) || text.contains("PROXIMITY_RUN")
+    }
+
     /// The line that says that the directory cannot be entered.
     pub fn no_directory(&self) -> String {
         format!("{} D", self.cookie)

@@ -127,6 +127,44 @@ async fn another_user_is_become() {
     assert!(refused.to_string().contains("no-such-user"), "{refused}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forced_command_is_told_and_repeats_no_secret() {
+    if !can_run() {
+        return;
+    }
+    let sshd = Sshd::start("");
+    let key = std::fs::read_to_string(sshd.path("keys/vm01.pub")).unwrap();
+    for (forced, says) in [("head -n 1", "repeats"), ("echo go away", "go away")] {
+        let line = format!("command=\"{forced}\" {key}");
+        std::fs::write(sshd.path("authorized"), line).unwrap();
+        let command = Command::argv(["id"])
+            .unwrap()
+            .env("SECRET", "hunter2hunter2")
+            .unwrap();
+        let remote = sshd.remote().await;
+        let refused = remote
+            .execute("vm01", &command, Input::None, Output::Collect)
+            .await
+            .unwrap_err();
+        assert!(matches!(refused, Error::NotStarted { .. }), "{refused}");
+        assert!(refused.to_string().contains(says), "{refused}");
+        assert!(!refused.to_string().contains("hunter2"), "{refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_room_for_a_session_says_so() {
+    if !can_run() {
+        return;
+    }
+    let sshd = Sshd::start("MaxSessions 1");
+    assert!(exec(&sshd.remote().await, &["true"]).await.unwrap().success);
+    let sshd = Sshd::start("MaxSessions 0");
+    let refused = exec(&sshd.remote().await, &["true"]).await.unwrap_err();
+    assert!(matches!(refused, Error::NotStarted { .. }), "{refused}");
+    assert!(refused.to_string().contains("MaxSessions"), "{refused}");
+}
+
 /// What argv went in is what the program printed: with every metacharacter, in every byte but NUL.
 #[tokio::test(flavor = "multi_thread")]
 async fn arguments_arrive_as_they_are() {

@@ -2,6 +2,7 @@
 
 mod ending;
 mod exec;
+mod jump;
 mod relay;
 mod sshd;
 mod transfer;
