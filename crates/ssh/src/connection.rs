@@ -56,7 +56,7 @@ impl client::Handler for Door {
         let verdict = self.trust.check(shown);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.shown = ShownKey::of(&shown.public_key());
-        seen.problem = verdict.err();
+        seen.problem = verdict.err().map(|problem| *problem);
         Ok(seen.problem.is_none())
     }
 }

@@ -197,11 +197,13 @@ impl Trust {
     }
 
     /// Whether the server is the right one.
-    pub fn check(&self, shown: &PublicKeyOrCertificate) -> Result<(), HostKeyProblem> {
+    pub fn check(&self, shown: &PublicKeyOrCertificate) -> Result<(), Box<HostKeyProblem>> {
         let key = shown.public_key();
-        let weak = |reason: String| HostKeyProblem::Weak {
-            address: self.address.clone(),
-            reason,
+        let weak = |reason: String| {
+            Box::new(HostKeyProblem::Weak {
+                address: self.address.clone(),
+                reason,
+            })
         };
         let Some(key) = ShownKey::of(&key) else {
             return Err(weak("it cannot be encoded".to_owned()));
@@ -218,42 +220,42 @@ impl Trust {
         }
     }
 
-    fn check_not_revoked(&self, key: &ShownKey) -> Result<(), HostKeyProblem> {
+    fn check_not_revoked(&self, key: &ShownKey) -> Result<(), Box<HostKeyProblem>> {
         match self
             .of(Marker::Revoked)
             .find(|entry| entry.blob == key.blob)
         {
             None => Ok(()),
-            Some(entry) => Err(HostKeyProblem::Revoked {
+            Some(entry) => Err(Box::new(HostKeyProblem::Revoked {
                 address: self.address.clone(),
                 fingerprint: key.fingerprint.clone(),
                 known_hosts: self.path.clone(),
                 line: entry.line,
-            }),
+            })),
         }
     }
 
-    fn check_pinned(&self, key: &ShownKey) -> Result<(), HostKeyProblem> {
+    fn check_pinned(&self, key: &ShownKey) -> Result<(), Box<HostKeyProblem>> {
         if self.of(Marker::Key).any(|entry| entry.blob == key.blob) {
             return Ok(());
         }
         // The line of the same kind says most; a host that is known by another kind only has changed as well.
         let same_kind = self.of(Marker::Key).find(|e| e.key_type == key.key_type);
         match same_kind.or_else(|| self.of(Marker::Key).next()) {
-            Some(entry) => Err(HostKeyProblem::Changed {
+            Some(entry) => Err(Box::new(HostKeyProblem::Changed {
                 address: self.address.clone(),
                 key_type: key.key_type.clone(),
                 fingerprint: key.fingerprint.clone(),
                 pinned: fingerprint(&entry.blob),
                 known_hosts: self.path.clone(),
                 line: entry.line,
-            }),
-            None => Err(HostKeyProblem::Unknown {
+            })),
+            None => Err(Box::new(HostKeyProblem::Unknown {
                 address: self.address.clone(),
                 key_type: key.key_type.clone(),
                 fingerprint: key.fingerprint.clone(),
                 known_hosts: self.path.clone(),
-            }),
+            })),
         }
     }
 
@@ -261,10 +263,12 @@ impl Trust {
         &self,
         certificate: &Certificate,
         now_s: u64,
-    ) -> Result<(), HostKeyProblem> {
-        let invalid = |reason: &str| HostKeyProblem::Certificate {
-            address: self.address.clone(),
-            reason: reason.to_owned(),
+    ) -> Result<(), Box<HostKeyProblem>> {
+        let invalid = |reason: &str| {
+            Box::new(HostKeyProblem::Certificate {
+                address: self.address.clone(),
+                reason: reason.to_owned(),
+            })
         };
         let authority = PublicKey::new(certificate.signature_key().clone(), "");
         let authority = ShownKey::of(&authority)

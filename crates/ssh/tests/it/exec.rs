@@ -430,6 +430,6 @@ async fn intent_and_outcome_are_recorded() {
     assert!(
         records[1].contains("\"outcome\":\"failed\"") && records[1].contains("\"exit_code\":3")
     );
-    let report = audit::verify(&sshd.path("audit/remote-audit-0.log"), None).unwrap();
+    let report = audit::verify(sshd.path("audit/remote-audit-0.log"), None).unwrap();
     assert!(report.is_sound(), "{report}");
 }

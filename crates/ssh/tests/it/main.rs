@@ -1,5 +1,7 @@
 //! Remote execution against real servers of OpenSSH, each started by its test on an address of 127.0.0.0/8.
 
+#![cfg(test)]
+
 mod ending;
 mod exec;
 mod jump;
