@@ -48,93 +48,82 @@ pub fn key_path(vm: &Vm, settings: &Settings) -> PathBuf {
         .unwrap_or_else(|| settings.key_dir.join(vm.id.as_str()))
 }
 
-/// The host's key file. `None` if there is none and none was named: an agent may help then.
+/// The host's key file. `None` if an agent may help: there is no file and none was named, or it is encrypted and nobody
+/// gave its passphrase.
 pub(crate) fn load(
     vm: &Vm,
     settings: &Settings,
     passphrases: Option<&Passphrases>,
 ) -> Result<Option<Identity>, Error> {
     let path = key_path(vm, settings);
-    let refuse = |reason: String, hint: &str| Error::Identity {
+    if vm.key_file.is_none() && !path.exists() {
+        return Ok(None);
+    }
+    let refuse = |(reason, hint): Unusable| Error::Identity {
         vm: vm.id.to_string(),
-        reason,
+        reason: format!("{} {reason}", path.display()),
         hint: hint.to_owned(),
     };
-    let meta = match fs::metadata(&path) {
-        Ok(meta) => meta,
-        Err(e) if e.kind() == io::ErrorKind::NotFound && vm.key_file.is_none() => return Ok(None),
-        Err(e) => {
-            return Err(refuse(
-                format!("the key {} cannot be read: {e}", path.display()),
-                "name a key that is there with key_file, or make one",
-            ));
-        }
-    };
-    if meta.mode() & 0o077 != 0 {
-        return Err(refuse(
-            format!(
-                "the key {} can be read by others (mode {:o})",
-                path.display(),
-                meta.mode() & 0o777
-            ),
-            "chmod 600 it, and replace it if anybody may have read it",
-        ));
+    let mut key = read_key(&path).map_err(refuse)?;
+    if key.is_encrypted() {
+        let Some(passphrase) = passphrases.and_then(|ask| ask(&path)) else {
+            if settings.use_agent && std::env::var_os("SSH_AUTH_SOCK").is_some() {
+                return Ok(None);
+            }
+            return Err(refuse((
+                "is encrypted and nobody gave its passphrase".to_owned(),
+                "name a file with --passphrase-file, or load the key into an agent",
+            )));
+        };
+        key = key
+            .decrypt(passphrase.as_bytes())
+            .map_err(|_| refuse(("has another passphrase".to_owned(), "try again")))?;
     }
-    if meta.len() > MAX_KEY_BYTES {
-        return Err(refuse(
-            format!("{} is too large for a key", path.display()),
-            "name a private key in OpenSSH's format",
-        ));
-    }
-    let text = fs::read(&path)
-        .map(Zeroizing::new)
-        .map_err(|source| Error::File {
-            what: "read",
-            path: path.clone(),
-            source,
-        })?;
-    let key = PrivateKey::from_openssh(text.as_slice()).map_err(|e| {
-        refuse(
-            format!(
-                "{} is not a private key in OpenSSH's format: {e}",
-                path.display()
-            ),
-            "ssh-keygen -p -f KEY writes older keys in today's format",
-        )
-    })?;
-    let key = if key.is_encrypted() {
-        let passphrase = passphrases.and_then(|ask| ask(&path)).ok_or_else(|| {
-            refuse(
-                format!("the key {} is encrypted and nobody gave its passphrase", path.display()),
-                "run it on a terminal, name a file with --passphrase-file, or load the key into an agent",
-            )
-        })?;
-        key.decrypt(passphrase.as_bytes()).map_err(|_| {
-            refuse(
-                format!("the passphrase of {} is wrong", path.display()),
-                "try again",
-            )
-        })?
-    } else {
-        key
-    };
     if let Some(reason) = algorithms::weakness(key.public_key().key_data()) {
-        return Err(refuse(
-            format!("the key {} is too weak: {reason}", path.display()),
+        return Err(refuse((
+            format!("is too weak: {reason}"),
             "make an ed25519 key: ssh-keygen -t ed25519",
-        ));
+        )));
     }
-    let certificate = certificate(&path, &key).map_err(|reason| {
-        refuse(
-            reason,
-            "remove the file, or have the authority sign the key again",
-        )
+    let certificate = certificate(&path, &key).map_err(|reason| Error::Identity {
+        vm: vm.id.to_string(),
+        reason,
+        hint: "remove the file, or have the authority sign the key again".to_owned(),
     })?;
     Ok(Some(Identity {
         path,
         key: Arc::new(key),
         certificate,
     }))
+}
+
+/// What is wrong with a key file, and what to do.
+type Unusable = (String, &'static str);
+
+fn read_key(path: &Path) -> Result<PrivateKey, Unusable> {
+    let unreadable = |e: io::Error| {
+        let reason = format!("cannot be read: {e}");
+        (
+            reason,
+            "name a key that is there with key_file, or make one",
+        )
+    };
+    let meta = fs::metadata(path).map_err(unreadable)?;
+    if meta.mode() & 0o077 != 0 {
+        let reason = format!("can be read by others (mode {:o})", meta.mode() & 0o777);
+        let hint = "chmod 600 it, and replace it if anybody may have read it";
+        return Err((reason, hint));
+    }
+    if meta.len() > MAX_KEY_BYTES {
+        let reason = "is too large for a key".to_owned();
+        return Err((reason, "name a private key in OpenSSH's format"));
+    }
+    let text = fs::read(path).map(Zeroizing::new).map_err(unreadable)?;
+    PrivateKey::from_openssh(text.as_slice()).map_err(|e| {
+        let reason = format!("is not a private key in OpenSSH's format: {e}");
+        let hint = "ssh-keygen -p -f KEY writes older keys in today's format";
+        (reason, hint)
+    })
 }
 
 /// The certificate beside a key: `KEY-cert.pub`.

@@ -81,38 +81,8 @@ pub(super) async fn run(
             None,
         )));
     }
-    let directory = match target.rsplit_once('/') {
-        Some(("", _)) => "/",
-        Some((directory, _)) => directory,
-        None => ".",
-    };
-    let what = format!("{}\0{}", meta.mtime(), meta.mtime_nsec());
-    let what = format!(
-        "{}\0{}\0{}\0{what}",
-        source.display(),
-        meta.len(),
-        meta.ino()
-    );
-    let part = format!(
-        "{directory}/{}",
-        part_name(name, &[what.as_bytes(), target.as_bytes()])
-    );
-    let answer = far
-        .ask(BEGIN, &[target, &part], sum_limit(meta.len()))
-        .await?;
-    let there = if answer.get("NOSUM").is_some() {
-        return Err(Stop::Final(far.no_checksum(target)));
-    } else if answer.get("DIRECTORY").is_some() {
-        let hint = "name the file in it";
-        return Err(Stop::Final(far.failed(
-            target,
-            "it is a directory",
-            Some(hint),
-        )));
-    } else {
-        let size = answer.get("PART").and_then(|size| size.parse().ok());
-        size.zip(answer.sha256("SUM").map(str::to_owned))
-    };
+    let (directory, part) = places(source, target, name, &meta);
+    let there = begin(far, target, &part, meta.len()).await?;
     let begun = prefix(source, meta.len(), there)
         .await
         .map_err(local("read"))?;
@@ -137,6 +107,43 @@ pub(super) async fn run(
         sha256: read.sha256,
         resumed_bytes: resumed,
     })
+}
+
+/// The target's directory, and the part file in it.
+fn places<'a>(source: &Path, target: &'a str, name: &str, meta: &Metadata) -> (&'a str, String) {
+    let directory = match target.rsplit_once('/') {
+        Some(("", _)) => "/",
+        Some((directory, _)) => directory,
+        None => ".",
+    };
+    let times = format!("{}\0{}", meta.mtime(), meta.mtime_nsec());
+    let numbers = format!("{}\0{}\0{times}", meta.len(), meta.ino());
+    let what = [
+        source.as_os_str().as_encoded_bytes(),
+        numbers.as_bytes(),
+        target.as_bytes(),
+    ];
+    let part = format!("{directory}/{}", part_name(name, &what));
+    (directory, part)
+}
+
+/// What is there of an earlier try: its length and its digest.
+async fn begin(
+    far: &Far<'_>,
+    target: &str,
+    part: &str,
+    size: u64,
+) -> Result<Option<(u64, String)>, Stop> {
+    let answer = far.ask(BEGIN, &[target, part], sum_limit(size)).await?;
+    if answer.get("NOSUM").is_some() {
+        return Err(Stop::Final(far.no_checksum(target)));
+    }
+    if answer.get("DIRECTORY").is_some() {
+        let hint = Some("name the file in it");
+        return Err(Stop::Final(far.failed(target, "it is a directory", hint)));
+    }
+    let length = answer.get("PART").and_then(|length| length.parse().ok());
+    Ok(length.zip(answer.sha256("SUM").map(str::to_owned)))
 }
 
 /// The hash of what is there already, if it is the beginning of the source; otherwise of nothing.
