@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::screen::Screen;
 use crate::{
     app, appliance, audit, config_check, copy, dns, egress, exec, forward, image, lease, node,
-    operation, orphan, port, route, sandbox, serve, shell,
+    operation, orphan, port, remote, route, sandbox, serve, shell,
 };
 
 /// Turns machines you own into a private cloud of isolated apps.
@@ -131,6 +131,9 @@ pub enum Command {
     /// Zones
     #[command(subcommand)]
     Zone(ListCommand),
+    /// Commands on hosts of the configuration's vms, over SSH and without a controller
+    #[command(subcommand)]
+    Remote(remote::RemoteCommand),
     /// This machine as a node
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -254,17 +257,23 @@ pub fn refuse(error: &clap::Error, arguments: &[OsString]) -> Exit {
     exit
 }
 
-/// Whether a command line that could not be parsed was meant for `exec` or `sandbox run`: its first
-/// words that are neither flags nor a global flag's value.
+/// Whether a command line that could not be parsed was meant for `exec`, `sandbox run`, `remote exec` or `remote
+/// script`: its first words that are neither flags nor a global flag's value.
 fn is_exec(arguments: &[OsString]) -> bool {
     let mut words = arguments.iter().skip(1).map(|a| a.to_string_lossy());
-    let mut in_sandbox = false;
+    let mut noun: Option<String> = None;
     while let Some(word) = words.next() {
         match word.as_ref() {
             "--url" | "--config" => drop(words.next()),
             flag if flag.starts_with('-') => {}
-            "sandbox" if !in_sandbox => in_sandbox = true,
-            word => return word == if in_sandbox { "run" } else { "exec" },
+            word @ ("sandbox" | "remote") if noun.is_none() => noun = Some(word.to_owned()),
+            word => {
+                return match noun.as_deref() {
+                    Some("sandbox") => word == "run",
+                    Some(_) => matches!(word, "exec" | "script"),
+                    None => word == "exec",
+                };
+            }
         }
     }
     false
@@ -292,5 +301,8 @@ mod tests {
         check("proximity --bad", false);
         check("proximity sandbox run --bad", true);
         check("proximity sandbox exec", false);
+        check("proximity remote exec --bad", true);
+        check("proximity remote script --bad", true);
+        check("proximity remote hosts --bad", false);
     }
 }

@@ -23,6 +23,9 @@ pub enum Failure {
     /// A session that did not begin: whatever the error is, nothing ran.
     #[error(transparent)]
     NothingRan(client::Error),
+    /// A remote action over SSH failed.
+    #[error(transparent)]
+    Remote(#[from] ssh::Error),
     /// Something on this machine failed.
     #[error("{what}")]
     Local {
@@ -88,6 +91,9 @@ impl Failure {
                 }
                 client::Error::Problem(_) | client::Error::Protocol { .. } => Exit::FAILED,
             },
+            Self::Remote(ssh::Error::Refused { .. }) => Exit::WRONG_USE,
+            Self::Remote(error) if error.is_passing() => Exit::UNREACHABLE,
+            Self::Remote(_) => Exit::FAILED,
             Self::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => Exit::OK,
             Self::Local { .. } | Self::Output(_) | Self::OutcomeUnknown { .. } => Exit::FAILED,
             Self::Interrupted { .. } => Exit::INTERRUPTED,
@@ -100,11 +106,14 @@ impl Failure {
         match self {
             Self::Reported(exit) => *exit,
             Self::Call(error) if error.outcome_unknown() => Exit::OUTCOME_UNKNOWN,
+            Self::Remote(error) if error.may_have_run() => Exit::OUTCOME_UNKNOWN,
             Self::OutcomeUnknown { .. } | Self::Output(_) => Exit::OUTCOME_UNKNOWN,
             Self::Interrupted { .. } => Exit::INTERRUPTED,
-            Self::Usage { .. } | Self::Call(_) | Self::NothingRan(_) | Self::Local { .. } => {
-                Exit::NOTHING_RAN
-            }
+            Self::Usage { .. }
+            | Self::Call(_)
+            | Self::NothingRan(_)
+            | Self::Remote(_)
+            | Self::Local { .. } => Exit::NOTHING_RAN,
         }
     }
 
@@ -115,6 +124,7 @@ impl Failure {
                 hint.clone()
             }
             Self::Call(error) | Self::NothingRan(error) => error.hint(),
+            Self::Remote(error) => error.hint(),
             Self::Output(_) | Self::OutcomeUnknown { .. } | Self::Reported(_) => None,
         }
     }
@@ -133,6 +143,7 @@ impl Failure {
         let code = match self {
             Self::Usage { .. } => "usage",
             Self::Call(error) | Self::NothingRan(error) => error.code(),
+            Self::Remote(error) => error.code(),
             Self::Local { .. } | Self::Output(_) | Self::Reported(_) => "failed",
             Self::Interrupted { .. } => "cancelled",
             Self::OutcomeUnknown { .. } => "outcome_unknown",

@@ -39,6 +39,7 @@ mod password;
 mod port;
 mod progress;
 mod quantity;
+mod remote;
 mod route;
 mod sandbox;
 mod screen;
@@ -75,10 +76,11 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Exit {
     let screen = Screen::new(cli.globals.json, cli.globals.quiet);
-    let is_exec = matches!(
-        cli.command,
-        Command::Exec(_) | Command::Sandbox(sandbox::SandboxCommand::Run(_))
-    );
+    let is_exec = match &cli.command {
+        Command::Exec(_) | Command::Sandbox(sandbox::SandboxCommand::Run(_)) => true,
+        Command::Remote(command) => command.is_exec(),
+        _ => false,
+    };
     match dispatch(cli, &screen) {
         Ok(exit) => exit,
         Err(failure) => {
@@ -119,7 +121,7 @@ fn dispatch(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
     }
 }
 
-/// The commands that talk to a controller.
+/// The commands that talk to a controller or to hosts.
 async fn ask(
     command: Command,
     globals: &arguments::Globals,
@@ -127,6 +129,8 @@ async fn ask(
 ) -> Result<Exit, Failure> {
     let client = connection::client(globals);
     match command {
+        // Needs no controller, but the runtime.
+        Command::Remote(command) => remote::run(command, globals.config.as_deref(), screen).await,
         // Shows this program's version whatever the connection is like.
         Command::Version => version::run(client, screen).await,
         Command::Up(args) => zone::up(&client?, &args, screen).await,

@@ -4,7 +4,7 @@
 //! `upload` and `download`. Never leaves a half-written file, on either side.
 
 mod download;
-mod meter;
+pub mod meter;
 mod upload;
 
 use std::fmt;

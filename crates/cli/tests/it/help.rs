@@ -36,6 +36,9 @@ fn help_texts() {
         "appliance password",
         "audit tail",
         "audit verify",
+        "remote",
+        "remote exec",
+        "remote trust",
         "config check",
         "completions",
     ] {

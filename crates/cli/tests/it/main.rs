@@ -15,7 +15,11 @@ mod output;
 mod password;
 mod progress;
 mod reach;
+mod remote;
 mod shell;
+#[expect(dead_code, reason = "the tests of the crate ssh use more of it")]
+#[path = "../../../ssh/tests/it/sshd.rs"]
+mod sshd;
 mod terminal;
 
 use std::io::Write as _;

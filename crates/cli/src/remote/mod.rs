@@ -1,0 +1,264 @@
+//! `remote …`: commands on hosts of the configuration's `vms`, over SSH and without a controller.
+//!
+//! Reads the two sections of the configuration that `ssh` knows, opens the audit log of this machine's remote
+//! actions, and hands over to one module for each command.
+
+mod exec;
+mod files;
+mod fleet;
+mod streams;
+mod trust;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ::audit::Redactor;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use ssh::{Hosts, Passphrases, Remote, journal};
+
+use crate::configuration;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::guest_text;
+use crate::screen::Screen;
+use crate::table::Table;
+
+/// `remote …`
+#[derive(Debug, Subcommand)]
+pub enum RemoteCommand {
+    /// Run a command on hosts
+    Exec(exec::ExecArgs),
+    /// Run a shell script of this machine on a host
+    ///
+    /// The script is sent as it is and run by /bin/sh there (or by --shell); it reads no standard input.
+    #[command(
+        after_help = "Examples:\n  proximity remote script vm01 ./rotate-logs.sh --keep 7\n  proximity remote script vm01 --shell /bin/bash ./check.sh"
+    )]
+    Script(exec::ScriptArgs),
+    /// Put a file of this machine on a host
+    ///
+    /// It appears in one step, after the host has read it back and its SHA-256 is right; mode and time go with it.
+    /// After a cut connection the same command goes on where it stopped.
+    #[command(
+        after_help = "Examples:\n  proximity remote upload vm01 site.conf /etc/nginx/conf.d/site.conf"
+    )]
+    Upload(files::UploadArgs),
+    /// Fetch a file of a host
+    ///
+    /// It appears in one step, after its SHA-256 has been compared with what the host reads.
+    #[command(after_help = "Examples:\n  proximity remote download vm01 /var/log/syslog ./syslog")]
+    Download(files::DownloadArgs),
+    /// Show the hosts and whether they may be used
+    Hosts,
+    /// Show the key that a host has, and trust it if you say so
+    ///
+    /// A host whose key is not known is never used. Compare the fingerprint with the host's own, on its console:
+    /// ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub. With --fingerprint nobody is asked: the key is pinned if
+    /// it has that fingerprint, and only then. A key that has changed is never pinned over.
+    #[command(
+        after_help = "Examples:\n  proximity remote trust vm01\n  proximity remote trust vm01 --fingerprint SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"
+    )]
+    Trust(trust::TrustArgs),
+    /// Check that nobody changed the audit log of remote actions
+    ///
+    /// Exit code 1 if anything is wrong with any of its files.
+    Verify,
+}
+
+/// Flags of the commands that log in.
+#[derive(Debug, Args)]
+pub struct LoginArgs {
+    /// A file with the passphrase of an encrypted key
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+}
+
+impl RemoteCommand {
+    /// Whether the low exit codes belong to a command on the far side.
+    pub fn is_exec(&self) -> bool {
+        matches!(self, Self::Exec(_) | Self::Script(_))
+    }
+}
+
+/// Runs one of them.
+pub async fn run(
+    command: RemoteCommand,
+    config: Option<&Path>,
+    screen: &Screen,
+) -> Result<Exit, Failure> {
+    let hosts = hosts(config)?;
+    match command {
+        RemoteCommand::Exec(args) => exec::run(args, hosts, screen).await,
+        RemoteCommand::Script(args) => exec::script(args, hosts, screen).await,
+        RemoteCommand::Upload(args) => files::upload(args, hosts, screen).await,
+        RemoteCommand::Download(args) => files::download(args, hosts, screen).await,
+        RemoteCommand::Hosts => list(&hosts, screen),
+        RemoteCommand::Trust(args) => trust::run(&args, hosts, screen).await,
+        RemoteCommand::Verify => verify(&hosts, screen),
+    }
+}
+
+/// The hosts of the configuration.
+fn hosts(config: Option<&Path>) -> Result<Hosts, Failure> {
+    let (path, must_be_there) = configuration::path(config);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !must_be_there => String::new(),
+        Err(e) => {
+            let what = format!("{} can't be read: {e}", path.display());
+            return Err(Failure::local(what));
+        }
+    };
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    Hosts::parse(&text, home.as_deref()).map_err(|e| {
+        let failure = Failure::local(format!("{}: {e}", path.display()));
+        match e.hint {
+            Some(hint) => failure.next(hint),
+            None => failure,
+        }
+    })
+}
+
+/// Who acts, for the audit log: whoever became root is named by `sudo`.
+fn actor() -> String {
+    let named = ["SUDO_USER", "USER", "LOGNAME"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    let uid = rustix::process::getuid().as_raw();
+    match named {
+        Some(name) => format!("{name} (uid {uid})"),
+        None => format!("uid {uid}"),
+    }
+}
+
+/// Opens the audit log, without which nothing is done.
+async fn remote(
+    hosts: Hosts,
+    login: Option<&LoginArgs>,
+) -> Result<(Remote, ::audit::Log), Failure> {
+    let log = journal::open(&hosts.settings.audit_dir, Redactor::default()).await?;
+    let remote = Remote::new(hosts, log.clone(), actor());
+    let Some(file) = login.and_then(|login| login.passphrase_file.clone()) else {
+        return Ok((remote, log));
+    };
+    let text = fs::read_to_string(&file)
+        .map_err(|e| Failure::local(format!("{} can't be read: {e}", file.display())))?;
+    let passphrase: String = text.trim_end_matches(['\r', '\n']).to_owned();
+    let passphrases: Passphrases = Arc::new(move |_: &Path| Some(passphrase.clone().into()));
+    Ok((remote.passphrases(passphrases), log))
+}
+
+#[derive(Serialize)]
+struct Host {
+    vm_id: String,
+    name: String,
+    address: String,
+    user: String,
+    role: Option<String>,
+    enabled: bool,
+    allowed: bool,
+    key: String,
+    key_exists: bool,
+}
+
+fn list(hosts: &Hosts, screen: &Screen) -> Result<Exit, Failure> {
+    let host = |vm: &ssh::Vm| {
+        let key = ssh::key_path(vm, &hosts.settings);
+        Host {
+            vm_id: vm.id.to_string(),
+            name: vm.name.clone(),
+            address: vm.address(),
+            user: vm.user.clone(),
+            role: vm.role.clone(),
+            enabled: vm.enabled,
+            allowed: hosts.permitted(vm.id.as_str()).is_ok(),
+            key_exists: key.exists(),
+            key: key.display().to_string(),
+        }
+    };
+    let all: Vec<Host> = hosts.vms.values().map(host).collect();
+    screen.list(
+        &all,
+        "no hosts: add some under vms in the configuration",
+        |all| {
+            let mut table = Table::new(&["VM", "NAME", "ADDRESS", "USER", "ROLE", "STATE", "KEY"]);
+            for host in all {
+                table.row([
+                    host.vm_id.clone(),
+                    host.name.clone(),
+                    host.address.clone(),
+                    host.user.clone(),
+                    host.role.clone().unwrap_or_default(),
+                    match (host.enabled, host.allowed) {
+                        (false, _) => "disabled",
+                        (true, false) => "not allowed",
+                        (true, true) => "ready",
+                    }
+                    .to_owned(),
+                    if host.key_exists {
+                        host.key.clone()
+                    } else {
+                        String::new()
+                    },
+                ]);
+            }
+            table.text()
+        },
+    )
+}
+
+#[derive(Serialize)]
+struct Verified {
+    sound: bool,
+    files: Vec<VerifiedFile>,
+}
+
+#[derive(Serialize)]
+struct VerifiedFile {
+    file: String,
+    sound: bool,
+    records: u64,
+    head: String,
+    findings: Vec<String>,
+}
+
+fn verify(hosts: &Hosts, screen: &Screen) -> Result<Exit, Failure> {
+    let mut files = Vec::new();
+    for file in journal::files(&hosts.settings.audit_dir)? {
+        let report = ::audit::verify(&file, None)
+            .map_err(|e| Failure::local(format!("{}: {e}", file.display())))?;
+        files.push(VerifiedFile {
+            file: file.display().to_string(),
+            sound: report.is_sound(),
+            records: report.records,
+            head: report.head.to_string(),
+            findings: report.findings.iter().map(ToString::to_string).collect(),
+        });
+    }
+    let verified = Verified {
+        sound: files.iter().all(|file| file.sound),
+        files,
+    };
+    screen.result(&verified, |verified| {
+        let mut text = String::new();
+        for file in &verified.files {
+            let state = if file.sound { "sound" } else { "NOT SOUND" };
+            text.push_str(&format!(
+                "{}: {state}, {} records\n",
+                file.file, file.records
+            ));
+            for finding in &file.findings {
+                text.push_str(&format!("  {}\n", guest_text::line(finding)));
+            }
+        }
+        text
+    })?;
+    if verified.sound {
+        Ok(Exit::OK)
+    } else {
+        Err(Failure::Reported(Exit::FAILED))
+    }
+}

@@ -1,0 +1,237 @@
+//! `remote …` against a real sshd: streams, exit codes, documents and refusals.
+
+use std::fs;
+
+use crate::sshd::{Sshd, can_run, keygen};
+use crate::{Ran, command, finish};
+
+/// Runs the binary with the host's configuration.
+fn remote(sshd: &Sshd, args: &[&str], stdin: Option<&[u8]>) -> Ran {
+    let config = sshd.path("config.yml");
+    fs::write(&config, sshd.config(", role: web", "")).unwrap();
+    let mut command = command("", &["--config", config.to_str().unwrap(), "remote"]);
+    command.args(args).env("PATH", "/usr/bin:/bin");
+    finish(command, stdin)
+}
+
+#[test]
+fn a_command_passes_its_streams_and_its_code_through() {
+    if !can_run() {
+        return;
+    }
+    let sshd = Sshd::start("");
+    let ran = remote(
+        &sshd,
+        &[
+            "exec",
+            "vm01",
+            "--",
+            "sh",
+            "-c",
+            "cat; echo err >&2; exit 7",
+        ],
+        Some(b"a\0b\n"),
+    );
+    assert_eq!(
+        (ran.code, ran.stdout.as_slice(), ran.stderr.as_str()),
+        (Some(7), &b"a\0b\n"[..], "err\n")
+    );
+    let ran = remote(
+        &sshd,
+        &["exec", "vm01", "--timeout", "500ms", "--", "sleep", "60"],
+        None,
+    );
+    assert_eq!(ran.code, Some(124), "{}", ran.stderr);
+    assert!(ran.stderr.contains("deadline"), "{}", ran.stderr);
+    let ran = remote(
+        &sshd,
+        &["exec", "vm01", "--json", "--", "echo", "it's"],
+        None,
+    );
+    let result = ran.json();
+    assert_eq!(
+        (ran.code, result["stdout"].as_str()),
+        (Some(0), Some("it's\n"))
+    );
+    assert_eq!(result["command"], "echo 'it'\\''s'");
+    for field in [
+        "stderr",
+        "exit_code",
+        "execution_time",
+        "timestamp",
+        "vm_id",
+        "success",
+        "attempts",
+    ] {
+        assert!(!result[field].is_null(), "{field}: {result}");
+    }
+    let script = sshd.path("script.sh");
+    fs::write(&script, "echo \"$0 $1\"; exit 3\n").unwrap();
+    let ran = remote(
+        &sshd,
+        &["script", "vm01", script.to_str().unwrap(), "-x"],
+        None,
+    );
+    assert_eq!(
+        (ran.code, ran.out()),
+        (Some(3), "script.sh -x\n"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn what_does_not_run_is_125_and_says_why() {
+    if !can_run() {
+        return;
+    }
+    let sshd = Sshd::start_untrusted("");
+    let check = |args: &[&str], says: &str| {
+        let ran = remote(&sshd, args, None);
+        assert_eq!(ran.code, Some(125), "{args:?}: {}", ran.stderr);
+        assert!(ran.stderr.contains(says), "{args:?}: {}", ran.stderr);
+    };
+    check(&["exec", "vm01", "--", "id"], "proximity remote trust vm01");
+    check(&["exec", "off", "--", "id"], "disabled");
+    check(&["exec", "vm02", "--", "id"], "did you mean vm01?");
+    check(&["exec", "vm01"], "ARGV");
+    check(&["exec", "--", "id"], "no host is named");
+    check(
+        &["exec", "vm01", "-e", "A B=x", "--", "id"],
+        "environment variable",
+    );
+    let ran = remote(&sshd, &["exec", "vm01", "--json", "--", "id"], None);
+    assert_eq!(ran.json()["error"]["code"], "host_key_unknown");
+}
+
+#[test]
+fn a_key_is_trusted_by_its_fingerprint_only() {
+    if !can_run() {
+        return;
+    }
+    let sshd = Sshd::start_untrusted("");
+    let ran = remote(&sshd, &["trust", "vm01"], None);
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+    assert!(ran.stderr.contains("nobody to ask"), "{}", ran.stderr);
+    let wrong = remote(&sshd, &["trust", "vm01", "--fingerprint", "SHA256:x"], None);
+    assert_eq!(wrong.code, Some(1), "{}", wrong.stderr);
+    assert!(!sshd.path("known_hosts").exists());
+    let shown = wrong
+        .stderr
+        .split_whitespace()
+        .find(|word| word.starts_with("SHA256:"))
+        .unwrap();
+    let ran = remote(&sshd, &["trust", "vm01", "--fingerprint", shown], None);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert_eq!(
+        remote(&sshd, &["exec", "vm01", "--", "true"], None).code,
+        Some(0)
+    );
+    // Somebody else's key in its place stops everything, trust too.
+    keygen(&sshd.path("other"), &["-t", "ed25519"]);
+    fs::remove_file(sshd.path("known_hosts")).unwrap();
+    sshd.trust("other");
+    for args in [
+        &["exec", "vm01", "--", "true"][..],
+        &["trust", "vm01", "--fingerprint", shown],
+    ] {
+        let ran = remote(&sshd, args, None);
+        assert!(
+            ran.stderr.contains("HAS CHANGED"),
+            "{args:?}: {}",
+            ran.stderr
+        );
+        assert_ne!(ran.code, Some(0));
+    }
+}
+
+#[test]
+fn many_hosts_have_labels_a_table_and_one_code() {
+    if !can_run() {
+        return;
+    }
+    let sshd = Sshd::start("");
+    let config = sshd.config(", role: web", "");
+    let one = config
+        .split("vm01: {")
+        .nth(1)
+        .unwrap()
+        .split('}')
+        .next()
+        .unwrap();
+    let config = config.replace(
+        "vms: {",
+        &format!("vms: {{ vm02: {{{one}}}, vm03: {{{one}}},"),
+    );
+    for vm in ["vm02", "vm03"] {
+        fs::copy(sshd.path("keys/vm01"), sshd.path(&format!("keys/{vm}"))).unwrap();
+    }
+    let file = sshd.path("many.yml");
+    fs::write(&file, config).unwrap();
+    let run = |args: &[&str]| {
+        let mut command = command("", &["--config", file.to_str().unwrap(), "remote", "exec"]);
+        command.args(args);
+        finish(command, None)
+    };
+    let ran = run(&[
+        "--role",
+        "web",
+        "--parallel",
+        "2",
+        "--",
+        "printf",
+        "a\\nb\\033[2J",
+    ]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let mut lines: Vec<&str> = ran.out().lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines.len(), 6, "{lines:?}");
+    assert_eq!(lines[..2], ["vm01: a", "vm01: b\\x1b[2J"]);
+    assert_eq!(ran.stderr.lines().count(), 4, "{}", ran.stderr);
+    let ran = run(&["vm01,off,vm03", "--json", "--", "true"]);
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    let told = ran.json();
+    assert_eq!(told[0]["result"]["success"], true);
+    assert_eq!(told[1]["error"]["code"], "refused");
+}
+
+#[test]
+fn files_go_and_come_and_the_log_is_sound() {
+    if !can_run() {
+        return;
+    }
+    let sshd = Sshd::start("");
+    fs::write(sshd.path("source"), "content\n").unwrap();
+    let path = |name: &str| sshd.path(name).to_str().unwrap().to_owned();
+    let ran = remote(
+        &sshd,
+        &["upload", "vm01", &path("source"), &path("far")],
+        None,
+    );
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let ran = remote(
+        &sshd,
+        &["download", "vm01", &path("far"), &path("back"), "--json"],
+        None,
+    );
+    assert_eq!(ran.json()["bytes"], 8, "{}", ran.stderr);
+    assert_eq!(fs::read_to_string(sshd.path("back")).unwrap(), "content\n");
+    let ran = remote(
+        &sshd,
+        &["download", "vm01", &path("none"), &path("back")],
+        None,
+    );
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    let ran = remote(&sshd, &["hosts", "--json"], None);
+    assert_eq!(ran.json()[1]["vm_id"], "vm01");
+    let ran = remote(&sshd, &["verify"], None);
+    assert_eq!(ran.code, Some(0), "{}", ran.out());
+    let log = sshd.path("audit/remote-audit-0.log");
+    let edited = fs::read_to_string(&log)
+        .unwrap()
+        .replacen("upload", "delete", 1);
+    fs::write(&log, edited).unwrap();
+    let ran = remote(&sshd, &["verify"], None);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.out().contains("NOT SOUND"), "{}", ran.out());
+}

@@ -1,0 +1,497 @@
+//! One connection to one host: reached, its key checked, logged in. Each phase has a deadline of its own.
+//!
+//! Owns the socket and cuts it when dropped, so nothing of a connection outlives whoever made it.
+
+use std::fmt;
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use russh::client::{self, AuthResult, Msg};
+use russh::keys::agent::AgentIdentity;
+use russh::keys::agent::client::AgentClient;
+use russh::keys::{HashAlg, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use russh::{AlgorithmKind, Channel, ChannelOpenFailure, ChannelStream, MethodKind, MethodSet};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::algorithms;
+use crate::error::Error;
+use crate::hosts::{Hosts, Settings, Vm};
+use crate::identity::{self, Passphrases};
+use crate::trust::{HostKeyProblem, ShownKey, Trust};
+
+/// How often a silent server is asked whether it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How many questions may stay without an answer.
+const KEEP_ALIVE_MAX: usize = 3;
+/// What a server may send before it must wait for us, in bytes.
+const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// How many keys of an agent are tried; servers count tries and stop at six.
+const MAX_AGENT_KEYS: usize = 4;
+/// How long opening a channel may take.
+const OPEN_CHANNEL: Duration = Duration::from_secs(10);
+
+/// What the handler saw, told to whoever connects.
+#[derive(Default)]
+struct Seen {
+    shown: Option<ShownKey>,
+    problem: Option<HostKeyProblem>,
+}
+
+/// Answers for the server's key; refuses everything else a server could ask for by leaving the defaults.
+struct Door {
+    trust: Trust,
+    seen: Arc<Mutex<Seen>>,
+}
+
+impl client::Handler for Door {
+    type Error = russh::Error;
+
+    async fn check_server_key(
+        &mut self,
+        shown: &PublicKeyOrCertificate,
+    ) -> Result<bool, Self::Error> {
+        let verdict = self.trust.check(shown);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.shown = ShownKey::of(&shown.public_key());
+        seen.problem = verdict.err().map(|problem| *problem);
+        Ok(seen.problem.is_none())
+    }
+}
+
+/// A socket that is shut down with its connection, even while a task of the SSH library waits on it.
+struct Cut(std::net::TcpStream);
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        // It may be closed already, which is what is wanted.
+        let _: std::io::Result<()> = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+/// What carries a connection, and ends with it.
+enum Way {
+    Socket(#[expect(dead_code, reason = "held to be cut")] Cut),
+    Jump(#[expect(dead_code, reason = "held to be cut")] Box<Connection>),
+}
+
+/// A connection that is logged in.
+pub(crate) struct Connection {
+    vm: Vm,
+    handle: client::Handle<Door>,
+    /// After the handle, so that the handle's last words may be sent.
+    _way: Way,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("vm", &self.vm.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A server that has shown its key, and may or may not have been believed.
+struct Reached {
+    handle: Result<client::Handle<Door>, russh::Error>,
+    seen: Arc<Mutex<Seen>>,
+    way: Way,
+}
+
+/// Who asks for a connection: the configuration, and whoever knows passphrases.
+#[derive(Clone, Copy)]
+pub(crate) struct Caller<'a> {
+    pub hosts: &'a Hosts,
+    pub passphrases: Option<&'a Passphrases>,
+}
+
+/// A host on the way is reached as any other one. In a box, since that may have one before it too.
+fn open_before<'a>(
+    vm: &'a Vm,
+    caller: Caller<'a>,
+) -> Pin<Box<dyn Future<Output = Result<Connection, Error>> + Send + 'a>> {
+    Box::pin(Connection::open(vm, caller))
+}
+
+/// By TCP, or through the host that stands before it.
+async fn reach(vm: &Vm, caller: Caller<'_>, trust: Trust) -> Result<Reached, Error> {
+    let settings = &caller.hosts.settings;
+    let config = Arc::new(client::Config {
+        preferred: algorithms::preferred(trust.wanted_keys(), trust.wanted_certificates()),
+        window_size: WINDOW_BYTES,
+        keepalive_interval: Some(KEEP_ALIVE),
+        keepalive_max: KEEP_ALIVE_MAX,
+        nodelay: true,
+        ..client::Config::default()
+    });
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let door = Door {
+        trust,
+        seen: Arc::clone(&seen),
+    };
+    let before = vm.jump.as_ref().and_then(|id| caller.hosts.vms.get(id));
+    let limit = settings.connect_timeout;
+    let (way, handle) = if let Some(before) = before {
+        let jump = open_before(before, caller).await?;
+        let stream = jump.stream_to(vm, settings).await?;
+        let handle = timeout(limit, client::connect_stream(config, stream, door)).await;
+        (Way::Jump(Box::new(jump)), handle)
+    } else {
+        let (socket, cut) = connect(vm, settings).await?;
+        let handle = timeout(limit, client::connect_stream(config, socket, door)).await;
+        (Way::Socket(cut), handle)
+    };
+    let handle = handle.map_err(|_| Error::Deadline {
+        vm: vm.id.to_string(),
+        phase: "the SSH handshake was going on",
+        limit_ms: millis(limit),
+    })?;
+    Ok(Reached { handle, seen, way })
+}
+
+async fn connect(vm: &Vm, settings: &Settings) -> Result<(TcpStream, Cut), Error> {
+    let failed = |e: std::io::Error| Error::Connect {
+        vm: vm.id.to_string(),
+        address: vm.address(),
+        reason: e.to_string(),
+    };
+    let socket = TcpStream::connect((vm.host.as_str(), vm.port));
+    let socket = timeout(settings.connect_timeout, socket)
+        .await
+        .map_err(|_| Error::Deadline {
+            vm: vm.id.to_string(),
+            phase: "the host was being connected to",
+            limit_ms: millis(settings.connect_timeout),
+        })?
+        .map_err(failed)?;
+    // Without it each small message waits for the answer to the last one: 45 ms a command.
+    socket.set_nodelay(true).map_err(failed)?;
+    let socket = socket.into_std().map_err(failed)?;
+    let cut = Cut(socket.try_clone().map_err(failed)?);
+    Ok((TcpStream::from_std(socket).map_err(failed)?, cut))
+}
+
+/// The key that a host shows, without logging in and without believing it; and what is wrong with it, if anything.
+/// A host on the way must be trusted.
+pub(crate) async fn shown_key(
+    vm: &Vm,
+    caller: Caller<'_>,
+) -> Result<(ShownKey, Option<HostKeyProblem>), Error> {
+    let trust = Trust::read(&caller.hosts.settings.known_hosts, vm)?;
+    let reached = reach(vm, caller, trust).await?;
+    let mut seen = reached.seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let problem = seen.problem.take();
+    match (seen.shown.take(), reached.handle) {
+        (Some(shown), _) => Ok((shown, problem)),
+        (None, Err(e)) => Err(handshake_failure(vm, e)),
+        (None, Ok(_)) => Err(handshake_failure(vm, russh::Error::Disconnect)),
+    }
+}
+
+impl Connection {
+    /// Connects, checks the server's key, and logs in.
+    pub async fn open(vm: &Vm, caller: Caller<'_>) -> Result<Self, Error> {
+        let settings = &caller.hosts.settings;
+        let trust = Trust::read(&settings.known_hosts, vm)?;
+        // Before anything is sent: a key that cannot be used is the caller's to mend.
+        let identity = identity::load(vm, settings, caller.passphrases)?;
+        let Reached { handle, seen, way } = reach(vm, caller, trust).await?;
+        let problem = seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .problem
+            .take();
+        if let Some(problem) = problem {
+            return Err(Error::HostKey {
+                vm: vm.id.to_string(),
+                problem: Box::new(problem),
+            });
+        }
+        let mut handle = handle.map_err(|e| handshake_failure(vm, e))?;
+        let login = Login {
+            vm,
+            handle: &mut handle,
+            tried: Vec::new(),
+            offered: None,
+        };
+        timeout(
+            settings.connect_timeout,
+            login.run(identity, settings.use_agent),
+        )
+        .await
+        .map_err(|_| Error::Deadline {
+            vm: vm.id.to_string(),
+            phase: "the login was going on",
+            limit_ms: millis(settings.connect_timeout),
+        })??;
+        Ok(Self {
+            vm: vm.clone(),
+            handle,
+            _way: way,
+        })
+    }
+
+    /// A stream through this host to another one's sshd.
+    async fn stream_to(&self, vm: &Vm, settings: &Settings) -> Result<ChannelStream<Msg>, Error> {
+        let open = self.handle.channel_open_direct_tcpip(
+            vm.host.clone(),
+            u32::from(vm.port),
+            "127.0.0.1",
+            0,
+        );
+        let failed = |reason: String| Error::Connect {
+            vm: vm.id.to_string(),
+            address: vm.address(),
+            reason: format!("through {}: {reason}", self.vm.id),
+        };
+        match timeout(settings.connect_timeout, open).await {
+            Ok(Ok(channel)) => Ok(channel.into_stream()),
+            Ok(Err(russh::Error::ChannelOpenFailure(
+                ChannelOpenFailure::AdministrativelyProhibited,
+            ))) => Err(failed(
+                "its sshd_config forbids it (AllowTcpForwarding, PermitOpen)".to_owned(),
+            )),
+            Ok(Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::ConnectFailed))) => {
+                Err(failed("it cannot connect to there".to_owned()))
+            }
+            Ok(Err(e)) => Err(failed(e.to_string())),
+            Err(_) => Err(Error::Deadline {
+                vm: vm.id.to_string(),
+                phase: "the host was being connected to",
+                limit_ms: millis(settings.connect_timeout),
+            }),
+        }
+    }
+
+    /// A channel for one command.
+    pub async fn channel(&self) -> Result<Channel<Msg>, Error> {
+        let vm = self.vm.id.to_string();
+        match timeout(OPEN_CHANNEL, self.handle.channel_open_session()).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(russh::Error::ChannelOpenFailure(why))) => Err(Error::NotStarted {
+                vm,
+                reason: refusal(&why),
+            }),
+            Ok(Err(e)) => Err(Error::Handshake {
+                vm,
+                address: self.vm.address(),
+                reason: format!("the connection broke before a channel was open: {e}"),
+            }),
+            Err(_) => Err(Error::Deadline {
+                vm,
+                phase: "a channel was being opened",
+                limit_ms: millis(OPEN_CHANNEL),
+            }),
+        }
+    }
+}
+
+fn refusal(why: &ChannelOpenFailure) -> String {
+    match why {
+        ChannelOpenFailure::ConnectFailed => {
+            "the server opens no further session: MaxSessions of its sshd_config is reached"
+                .to_owned()
+        }
+        ChannelOpenFailure::AdministrativelyProhibited => {
+            "the server opens no session: its sshd_config forbids it for this user".to_owned()
+        }
+        other => format!("the server opens no session: {other:?}"),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn handshake_failure(vm: &Vm, error: russh::Error) -> Error {
+    let (name, address) = (vm.id.to_string(), vm.address());
+    match error {
+        russh::Error::NoCommonAlgo { kind, ours, theirs } => Error::WeakServer {
+            vm: name,
+            address,
+            kind: match kind {
+                AlgorithmKind::Kex => "key exchange",
+                AlgorithmKind::Key => "host key",
+                AlgorithmKind::Cipher => "cipher",
+                AlgorithmKind::Compression => "compression",
+                AlgorithmKind::Mac => "MAC",
+            },
+            offered: bounded(&theirs),
+            needed: bounded(&ours),
+        },
+        other => Error::Handshake {
+            vm: name,
+            address,
+            reason: other.to_string(),
+        },
+    }
+}
+
+/// A peer's list, not longer than anybody reads.
+fn bounded(names: &[String]) -> String {
+    let real = names
+        .iter()
+        .filter(|n| !n.starts_with("ext-info") && !n.starts_with("kex-strict"));
+    let text = real.map(String::as_str).collect::<Vec<_>>().join(", ");
+    text.chars().filter(|c| !c.is_control()).take(400).collect()
+}
+
+/// A login on its way: which keys were tried, and what the server said it would take.
+struct Login<'a> {
+    vm: &'a Vm,
+    handle: &'a mut client::Handle<Door>,
+    tried: Vec<String>,
+    offered: Option<MethodSet>,
+}
+
+impl Login<'_> {
+    async fn run(
+        mut self,
+        identity: Option<identity::Identity>,
+        use_agent: bool,
+    ) -> Result<(), Error> {
+        let user = self.vm.user.clone();
+        let has_file = identity.is_some();
+        if let Some(identity) = identity {
+            let path = identity.path.display().to_string();
+            if let Some(certificate) = identity.certificate {
+                self.tried.push(format!("{path}-cert.pub"));
+                let key = Arc::clone(&identity.key);
+                let answer = self
+                    .handle
+                    .authenticate_openssh_cert(&user, key, certificate)
+                    .await;
+                if self.judge(answer)? {
+                    return Ok(());
+                }
+            }
+            self.tried.push(path);
+            let hash = self.rsa_hash(identity.key.algorithm().is_rsa()).await?;
+            let key = PrivateKeyWithHashAlg::new(identity.key, hash);
+            let answer = self.handle.authenticate_publickey(&user, key).await;
+            if self.judge(answer)? {
+                return Ok(());
+            }
+        }
+        let agent_keys = if use_agent {
+            self.ask_agent(&user).await?
+        } else {
+            Some(0)
+        };
+        match agent_keys {
+            None => Ok(()),
+            Some(0) if !has_file => Err(Error::Identity {
+                vm: self.vm.id.to_string(),
+                reason: "there is no key to log in with: no key file, and no SSH agent with keys"
+                    .to_owned(),
+                hint: format!(
+                    "name one with vms.{}.key_file, or put it into remote_execution.key_storage_path under the name {}",
+                    self.vm.id, self.vm.id
+                ),
+            }),
+            Some(_) => Err(self.refused()),
+        }
+    }
+
+    /// `None` when an agent's key let us in, else how many it had.
+    async fn ask_agent(&mut self, user: &str) -> Result<Option<usize>, Error> {
+        let Ok(mut agent) = AgentClient::connect_env().await else {
+            return Ok(Some(0));
+        };
+        let Ok(identities) = agent.request_identities().await else {
+            return Ok(Some(0));
+        };
+        let mut usable = 0;
+        for identity in identities {
+            let AgentIdentity::PublicKey { key, comment } = identity else {
+                continue;
+            };
+            if algorithms::weakness(key.key_data()).is_some() || usable == MAX_AGENT_KEYS {
+                continue;
+            }
+            usable = usable.saturating_add(1);
+            self.tried.push(format!("{comment} of the agent"));
+            let hash = self.rsa_hash(key.algorithm().is_rsa()).await?;
+            let answer = self
+                .handle
+                .authenticate_publickey_with(user, key, hash, &mut agent)
+                .await;
+            let answer = answer.map_err(|_| russh::Error::Disconnect);
+            if self.judge(answer)? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(usable))
+    }
+
+    /// RSA signs with SHA-2 or not at all.
+    async fn rsa_hash(&self, is_rsa: bool) -> Result<Option<HashAlg>, Error> {
+        if !is_rsa {
+            return Ok(None);
+        }
+        match self.handle.best_supported_rsa_hash().await {
+            Ok(Some(Some(hash))) => Ok(Some(hash)),
+            Ok(None) => Ok(Some(HashAlg::Sha512)),
+            Ok(Some(None)) => Err(Error::WeakServer {
+                vm: self.vm.id.to_string(),
+                address: self.vm.address(),
+                kind: "signature of RSA keys",
+                offered: "ssh-rsa with SHA-1".to_owned(),
+                needed: "rsa-sha2-512, rsa-sha2-256".to_owned(),
+            }),
+            Err(e) => Err(handshake_failure(self.vm, e)),
+        }
+    }
+
+    /// Whether we are in.
+    fn judge(&mut self, answer: Result<AuthResult, russh::Error>) -> Result<bool, Error> {
+        match answer {
+            Ok(AuthResult::Success) => Ok(true),
+            Ok(AuthResult::Failure {
+                partial_success: true,
+                ..
+            }) => Err(Error::Login {
+                vm: self.vm.id.to_string(),
+                address: self.vm.address(),
+                user: self.vm.user.clone(),
+                reason: "the key was taken, but the server wants a second factor, which only a person can give".to_owned(),
+            }),
+            Ok(AuthResult::Failure {
+                remaining_methods, ..
+            }) => {
+                if self.handle.is_closed() {
+                    return Err(handshake_failure(self.vm, russh::Error::Disconnect));
+                }
+                self.offered = Some(remaining_methods);
+                Ok(false)
+            }
+            Err(e) => Err(handshake_failure(self.vm, e)),
+        }
+    }
+
+    fn refused(&self) -> Error {
+        let tried = self.tried.join(", ");
+        let takes_keys = self
+            .offered
+            .as_ref()
+            .is_none_or(|methods| methods.contains(&MethodKind::PublicKey));
+        let reason = if takes_keys {
+            format!("it took none of these keys: {tried}")
+        } else {
+            let names = self.offered.iter().flat_map(|m| m.iter());
+            let names: Vec<String> = names.map(String::from).collect();
+            format!(
+                "it takes no keys, only {}; passwords are not used here",
+                names.join(", ")
+            )
+        };
+        Error::Login {
+            vm: self.vm.id.to_string(),
+            address: self.vm.address(),
+            user: self.vm.user.clone(),
+            reason,
+        }
+    }
+}

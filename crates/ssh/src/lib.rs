@@ -1,0 +1,42 @@
+//! Remote execution over SSH: on hosts of the configuration's `vms`, without a controller and without an agent on
+//! the far side.
+//!
+//! ```text
+//!   Remote ─▶ hosts      who may be used
+//!     ├──▶ journal       what was asked, on disk, before anything is done
+//!     ├──▶ connection    reached, key checked (trust, known_hosts), logged in (identity)
+//!     ├──▶ running       one command: order ▸ marker ▸ output ▸ end; supervisor ends its tree on the far side
+//!     └──▶ transfer      files: beside the target, read a second time, then renamed
+//! ```
+//!
+//! Promises: an unknown or changed host key stops everything, and no switch says otherwise; arguments arrive as they
+//! are, whatever shell the user has; a deadline ends the process tree on the host; a lost connection is an unknown
+//! outcome, never success and never failure; nothing runs that is not in the audit log.
+//!
+//! Starts no program on this machine.
+
+mod algorithms;
+mod command;
+mod connection;
+mod error;
+mod hosts;
+mod identity;
+pub mod journal;
+mod known_hosts;
+mod remote;
+mod running;
+mod supervisor;
+mod transfer;
+mod trust;
+
+pub use algorithms::MIN_RSA_BITS;
+pub use command::{
+    Chunk, Command, ExecutionResult, Finished, Input, InvalidCommand, MAX_OUTPUT_BYTES, Output,
+};
+pub use error::Error;
+pub use hosts::{Hosts, InvalidHosts, Settings, Vm, VmId};
+pub use identity::{Passphrases, key_path};
+pub use known_hosts::{BadLine, KnownHosts};
+pub use remote::{KeyFound, Remote};
+pub use transfer::{Progress, Transferred};
+pub use trust::{HostKeyProblem, ShownKey};

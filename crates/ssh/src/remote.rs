@@ -1,0 +1,337 @@
+//! Remote execution as callers see it: a host id and a command in, a result or an error out; asked for, permitted,
+//! recorded, tried, recorded again.
+//!
+//! ```text
+//!   permitted? ─no─▶ record "refused"
+//!      │ yes
+//!   record the intent, on disk ─fails─▶ nothing is done
+//!      │
+//!   connect ─ passing failure, nothing ran ─▶ wait a little longer each time, again
+//!      │
+//!   run ─▶ record the outcome: exit code, failed (nothing ran), or unknown
+//! ```
+//!
+//! Tries again only while nothing can have run, or where the command may run twice.
+
+use std::time::{Duration, Instant};
+
+use audit::{Entry, Intent, Log, Outcome};
+use jiff::Timestamp;
+use russh::Channel;
+use russh::client::Msg;
+use serde_json::{Value, json};
+
+use crate::command::{Command, ExecutionResult, Finished, Input, Output, encoded, typed};
+use crate::connection::{self, Caller, Connection};
+use crate::error::Error;
+use crate::hosts::{Hosts, Vm};
+use crate::identity::Passphrases;
+use crate::running::{self, Limit};
+use crate::trust::{self, HostKeyProblem, ShownKey};
+
+/// The channel's name in audit records.
+const CHANNEL: &str = "ssh";
+/// The first wait before another try; it doubles, up to [`LONGEST_WAIT`], and each is cut by chance to half at most.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// Remote execution on the hosts of one configuration.
+#[derive(Clone)]
+pub struct Remote {
+    pub(crate) hosts: Hosts,
+    log: Log,
+    actor: String,
+    passphrases: Option<Passphrases>,
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remote")
+            .field("hosts", &self.hosts.vms.len())
+            .field("actor", &self.actor)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What [`Remote::look_at_key`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyFound {
+    /// The key that the host shows.
+    pub shown: ShownKey,
+    /// `None` if it is trusted already.
+    pub problem: Option<HostKeyProblem>,
+}
+
+impl Remote {
+    /// Over these hosts, recorded in this log as done by `actor`.
+    pub fn new(hosts: Hosts, log: Log, actor: impl Into<String>) -> Self {
+        Self {
+            hosts,
+            log,
+            actor: actor.into(),
+            passphrases: None,
+        }
+    }
+
+    /// With somebody who knows the passphrases of encrypted keys.
+    #[must_use]
+    pub fn passphrases(mut self, passphrases: Passphrases) -> Self {
+        self.passphrases = Some(passphrases);
+        self
+    }
+
+    /// The configuration.
+    pub fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
+    /// Runs a command on a host.
+    pub async fn execute(
+        &self,
+        id: &str,
+        command: &Command,
+        mut input: Input,
+        output: Output,
+    ) -> Result<ExecutionResult, Error> {
+        let detail = json!({
+            "argv": command.words(),
+            "env": command.variables(),
+            "cwd": command.directory(),
+            "user": command.as_user(),
+        });
+        let vm = self.permitted(id, "remote.exec", &detail).await?;
+        let invalid = |reason: String| Error::InvalidCommand {
+            vm: id.to_owned(),
+            reason,
+        };
+        command.check_length().map_err(|e| invalid(e.to_string()))?;
+        let intent = self.intent(vm, "remote.exec", detail).await?;
+        let audit_id = intent.id().to_owned();
+        let timestamp = Timestamp::now().to_string();
+        let began = Instant::now();
+        let limit = Limit::Total(command.timeout.unwrap_or(self.hosts.settings.timeout));
+        let retry = command.retry.unwrap_or(self.hosts.settings.retry);
+        let mut attempts = 0;
+        let ended = loop {
+            attempts += 1;
+            let mut used_up = false;
+            let ended = match self.channel(vm).await {
+                Err(error) => Err(error),
+                Ok((connection, channel)) => {
+                    used_up = matches!(input, Input::Stream(_));
+                    let (login, to) = (vm.user.as_str(), output.again());
+                    let given = input.again();
+                    let ran = running::run(id, login, channel, command, given, to, limit).await;
+                    drop(connection);
+                    ran
+                }
+            };
+            let Err(error) = &ended else { break ended };
+            let may_repeat = error.is_passing() || (error.may_have_run() && command.may_run_twice);
+            if !may_repeat || used_up || attempts > retry {
+                break ended;
+            }
+            tokio::time::sleep(wait_before(attempts)).await;
+        };
+        self.record(vm, intent, &ended, attempts).await?;
+        let finished = ended?;
+        let words = self.log.redactor().argv(&command.words());
+        Ok(result(Told {
+            finished,
+            vm,
+            command: typed(&words),
+            execution_time: began.elapsed().as_secs_f64(),
+            timestamp,
+            attempts,
+            audit_id,
+        }))
+    }
+
+    async fn channel(&self, vm: &Vm) -> Result<(Connection, Channel<Msg>), Error> {
+        let connection = self.connect(vm).await?;
+        let channel = connection.channel().await?;
+        Ok((connection, channel))
+    }
+
+    pub(crate) async fn connect(&self, vm: &Vm) -> Result<Connection, Error> {
+        Connection::open(vm, self.caller()).await
+    }
+
+    fn caller(&self) -> Caller<'_> {
+        Caller {
+            hosts: &self.hosts,
+            passphrases: self.passphrases.as_ref(),
+        }
+    }
+
+    /// The host, if it may be used. A refusal is recorded.
+    pub(crate) async fn permitted(
+        &self,
+        id: &str,
+        action: &str,
+        detail: &Value,
+    ) -> Result<&Vm, Error> {
+        let refusal = match self.hosts.permitted(id) {
+            Ok(vm) => return Ok(vm),
+            Err(refusal) => refusal,
+        };
+        let entry = Entry::new(self.actor.clone(), action, id)
+            .channel(CHANNEL)
+            .detail(detail.clone());
+        let recorded = self.log.refused(entry, &refusal.message).await;
+        recorded.map_err(|source| Error::Audit {
+            vm: id.to_owned(),
+            source,
+        })?;
+        Err(Error::Refused {
+            vm: id.to_owned(),
+            reason: refusal.message,
+            hint: refusal.hint.unwrap_or_default(),
+        })
+    }
+
+    pub(crate) async fn intent(
+        &self,
+        vm: &Vm,
+        action: &str,
+        detail: Value,
+    ) -> Result<Intent, Error> {
+        let entry = Entry::new(self.actor.clone(), action, vm.id.as_str())
+            .channel(CHANNEL)
+            .detail(detail);
+        self.log.intent(entry).await.map_err(|source| Error::Audit {
+            vm: vm.id.to_string(),
+            source,
+        })
+    }
+
+    async fn record(
+        &self,
+        vm: &Vm,
+        intent: Intent,
+        ended: &Result<Finished, Error>,
+        attempts: u32,
+    ) -> Result<(), Error> {
+        let outcome = match ended {
+            Ok(finished) => Outcome::exited(finished.exit_code).detail(json!({
+                "attempts": attempts,
+                "signal": finished.signal,
+                "timed_out": finished.timed_out,
+            })),
+            Err(error) => outcome_of(error),
+        };
+        if let Err(error) = intent.finish(outcome).await {
+            // It was done; the log writes the outcome with its next record, and says so.
+            tracing::warn!(vm = %vm.id, %error, "the outcome of a remote command is not in the audit log yet");
+        }
+        Ok(())
+    }
+
+    /// The key that a host shows now. Nobody is logged in, and nothing is believed.
+    pub async fn look_at_key(&self, id: &str) -> Result<KeyFound, Error> {
+        let vm = self.permitted(id, "remote.trust", &Value::Null).await?;
+        let (shown, problem) = connection::shown_key(vm, self.caller()).await?;
+        Ok(KeyFound { shown, problem })
+    }
+
+    /// Pins a key after somebody who knows it said yes. Refuses whatever is not simply unknown.
+    pub async fn pin_key(&self, id: &str, found: &KeyFound, how: &str) -> Result<(), Error> {
+        let detail = json!({
+            "fingerprint": found.shown.fingerprint,
+            "key_type": found.shown.key_type,
+            "confirmed_by": how,
+        });
+        let vm = self.permitted(id, "remote.trust", &detail).await?;
+        match &found.problem {
+            None => return Ok(()),
+            Some(HostKeyProblem::Unknown { .. }) => {}
+            Some(problem) => {
+                return Err(Error::HostKey {
+                    vm: id.to_owned(),
+                    problem: Box::new(problem.clone()),
+                });
+            }
+        }
+        let intent = self.intent(vm, "remote.trust", detail).await?;
+        let pinned = trust::pin(&self.hosts.settings.known_hosts, vm, &found.shown);
+        let outcome = match &pinned {
+            Ok(()) => Outcome::ok(),
+            Err(error) => Outcome::failed(error.to_string()),
+        };
+        intent
+            .finish(outcome)
+            .await
+            .map_err(|source| Error::Audit {
+                vm: id.to_owned(),
+                source,
+            })?;
+        pinned
+    }
+}
+
+pub(crate) fn outcome_of(error: &Error) -> Outcome {
+    if error.may_have_run() {
+        Outcome::unknown(error.to_string())
+    } else {
+        Outcome::failed(error.to_string())
+    }
+}
+
+/// Doubles each time, and chance takes up to half of it, so that many callers do not come back at once.
+pub(crate) fn wait_before(attempt: u32) -> Duration {
+    let doubled = FIRST_WAIT.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1)));
+    let longest = doubled.min(LONGEST_WAIT);
+    let mut byte = [0];
+    // Without chance it waits the whole time.
+    let _: Result<(), _> = getrandom::fill(&mut byte);
+    let [cut] = byte;
+    longest.saturating_sub(longest.saturating_mul(u32::from(cut)) / 512)
+}
+
+struct Told<'a> {
+    finished: Finished,
+    vm: &'a Vm,
+    command: String,
+    execution_time: f64,
+    timestamp: String,
+    attempts: u32,
+    audit_id: String,
+}
+
+fn result(told: Told<'_>) -> ExecutionResult {
+    let finished = told.finished;
+    let (stdout, stdout_encoding) = encoded(finished.stdout);
+    let (stderr, stderr_encoding) = encoded(finished.stderr);
+    ExecutionResult {
+        stdout,
+        stderr,
+        exit_code: finished.exit_code,
+        execution_time: told.execution_time,
+        timestamp: told.timestamp,
+        vm_id: told.vm.id.to_string(),
+        command: told.command,
+        success: finished.exit_code == 0 && !finished.timed_out,
+        attempts: told.attempts,
+        stdout_encoding,
+        stderr_encoding,
+        signal: finished.signal,
+        timed_out: finished.timed_out,
+        truncated: finished.truncated,
+        audit_id: told.audit_id,
+        warnings: finished.warnings,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_and_are_bounded() {
+        for attempt in 1..40 {
+            let wait = wait_before(attempt);
+            assert!(wait <= LONGEST_WAIT, "{attempt}: {wait:?}");
+            assert!(wait >= FIRST_WAIT / 2, "{attempt}: {wait:?}");
+        }
+    }
+}

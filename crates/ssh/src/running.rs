@@ -1,0 +1,490 @@
+//! Drives one command on one channel from the order to its end.
+//!
+//! ```text
+//!   order sent ──▶ waiting for the marker ──▶ running ──▶ exit seen ──▶ output drained ──▶ Finished
+//!                     │ ended: nothing ran      │ lost: outcome unknown    │ nothing more comes for a second
+//!                     └──── deadline: end of input, the watcher ends the tree, its end is waited for ────▶ timed out
+//! ```
+//!
+//! Never waits without a limit, never holds more output than its limit, and answers with a final status or an error.
+
+use std::time::{Duration, Instant as Clock};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use russh::client::Msg;
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::command::{Chunk, Command, Finished, Input, MAX_OUTPUT_BYTES, Output};
+use crate::error::Error;
+use crate::supervisor::{Marks, exec_line, order_line};
+
+/// How long the far side has to end a tree after a deadline: two seconds of asking, then force.
+const ENDING: Duration = Duration::from_secs(15);
+/// How long nothing may come after the command's end before its output counts as complete.
+const DRAIN: Duration = Duration::from_secs(1);
+/// How much of what comes before the marker is kept for a message, in bytes.
+const MAX_NOISE_BYTES: usize = 16 * 1024;
+/// The largest piece of standard input that is sent as one frame. Each costs the far side a start of `dd`.
+const FRAME_BYTES: usize = 1024 * 1024;
+
+/// When a command is to be ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Limit {
+    /// When it has run this long.
+    Total(Duration),
+    /// When nothing has moved in either direction for this long.
+    Idle(Duration),
+}
+
+impl Limit {
+    fn duration(self) -> Duration {
+        match self {
+            Self::Total(duration) | Self::Idle(duration) => duration,
+        }
+    }
+}
+
+/// A channel that is closed when its command's caller goes away.
+struct Guarded(Option<ChannelWriteHalf<Msg>>);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // Without a runtime there is no connection either.
+        if let (Some(write), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(async move {
+                // A connection that is gone has closed it already.
+                let _: Result<(), _> = write.close().await;
+            });
+        }
+    }
+}
+
+/// One stream of output: what comes before the marker, and what comes after.
+struct Stream {
+    noise: BytesMut,
+    open: bool,
+    kept: Vec<u8>,
+    truncated: bool,
+}
+
+impl Stream {
+    fn new() -> Self {
+        Self {
+            noise: BytesMut::new(),
+            open: false,
+            kept: Vec::new(),
+            truncated: false,
+        }
+    }
+
+    /// What of these bytes is the command's output.
+    fn feed(&mut self, data: Bytes, marker: &[u8]) -> Option<Bytes> {
+        if self.open {
+            return Some(data);
+        }
+        self.noise.extend_from_slice(&data);
+        let at = self
+            .noise
+            .windows(marker.len())
+            .position(|window| window == marker);
+        if let Some(at) = at {
+            self.open = true;
+            let rest = self.noise.split_off(at.saturating_add(marker.len()));
+            self.noise.truncate(at);
+            return (!rest.is_empty()).then(|| rest.freeze());
+        }
+        let excess = self.noise.len().saturating_sub(MAX_NOISE_BYTES);
+        if excess > 0 {
+            let _: BytesMut = self.noise.split_to(excess);
+        }
+        None
+    }
+
+    fn keep(&mut self, data: &[u8]) {
+        let room = MAX_OUTPUT_BYTES.saturating_sub(self.kept.len());
+        let taken = data.get(..room.min(data.len())).unwrap_or_default();
+        self.kept.extend_from_slice(taken);
+        self.truncated |= taken.len() < data.len();
+    }
+}
+
+/// What is known about the end.
+enum End {
+    Code(u32),
+    Signal(String),
+}
+
+struct Running<'a> {
+    vm: &'a str,
+    marks: Marks,
+    stdout: Stream,
+    stderr: Stream,
+    output: Output,
+    end: Option<End>,
+    refused: bool,
+    closed: bool,
+    lost: bool,
+    timed_out: bool,
+    reader_gone: bool,
+}
+
+/// Runs a command on an open channel. `login` is the user that logged in.
+pub(crate) async fn run(
+    vm: &str,
+    login: &str,
+    channel: Channel<Msg>,
+    command: &Command,
+    input: Input,
+    output: Output,
+    limit: Limit,
+) -> Result<Finished, Error> {
+    let not_started = |reason: String| Error::NotStarted {
+        vm: vm.to_owned(),
+        reason,
+    };
+    let began = Clock::now();
+    let marks = Marks::new().map_err(|e| not_started(format!("no random bytes: {e}")))?;
+    let (mut read, write) = channel.split();
+    let guarded = Guarded(Some(write));
+    let Some(write) = &guarded.0 else {
+        return Err(not_started("its channel is gone".to_owned()));
+    };
+    let line = exec_line(login, command.as_user());
+    write
+        .exec(true, line)
+        .await
+        .map_err(|_| not_started("the connection broke before the order was sent".to_owned()))?;
+    let has_input = !matches!(input, Input::None);
+    let order = order_line(command.order(has_input), &marks);
+    let mut running = Running {
+        vm,
+        marks,
+        stdout: Stream::new(),
+        stderr: Stream::new(),
+        output,
+        end: None,
+        refused: false,
+        closed: false,
+        lost: false,
+        timed_out: false,
+        reader_gone: false,
+    };
+    running.watch(&mut read, write, &order, input, limit).await;
+    if !running.closed && !running.lost {
+        let _: Result<(), _> = write.close().await;
+    }
+    let mut finished = running.judge(limit.duration())?;
+    finished.took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok(finished)
+}
+
+/// Sends the order and then standard input in frames: their length in decimal, a newline, the bytes; 0 is the end.
+async fn send(
+    write: &ChannelWriteHalf<Msg>,
+    order: &[u8],
+    input: Input,
+) -> Result<(), russh::Error> {
+    write.data_bytes(Bytes::copy_from_slice(order)).await?;
+    match input {
+        Input::None => return Ok(()),
+        Input::Bytes(bytes) => send_frames(write, bytes).await?,
+        Input::Stream(mut pieces) => {
+            while let Some(piece) = pieces.recv().await {
+                send_frames(write, piece).await?;
+            }
+        }
+    }
+    write.data_bytes(Bytes::from_static(b"0\n")).await
+}
+
+async fn send_frames(write: &ChannelWriteHalf<Msg>, mut bytes: Bytes) -> Result<(), russh::Error> {
+    while !bytes.is_empty() {
+        let piece = bytes.split_to(bytes.len().min(FRAME_BYTES));
+        let head = format!("{}\n", piece.len());
+        let mut frame = BytesMut::with_capacity(head.len().saturating_add(piece.len()));
+        frame.put_slice(head.as_bytes());
+        frame.put_slice(&piece);
+        write.data_bytes(frame.freeze()).await?;
+    }
+    Ok(())
+}
+
+impl Running<'_> {
+    /// Until the end is known and the output is complete, the connection is lost, or the far side does not obey.
+    async fn watch(
+        &mut self,
+        read: &mut ChannelReadHalf,
+        write: &ChannelWriteHalf<Msg>,
+        order: &[u8],
+        input: Input,
+        allowed: Limit,
+    ) {
+        let mut deadline = Instant::now() + allowed.duration();
+        let mut limit = deadline;
+        let mut moved = false;
+        let mut sent = false;
+        let sending = send(write, order, input);
+        tokio::pin!(sending);
+        loop {
+            if self.closed || self.lost || self.refused {
+                return;
+            }
+            if self.reader_gone && !self.timed_out {
+                // As if the deadline had passed: nobody wants the rest.
+                limit = Instant::now();
+            }
+            tokio::select! {
+                biased;
+                () = sleep_until(limit) => {
+                    if self.end.is_some() || self.timed_out {
+                        return;
+                    }
+                    if moved && !self.reader_gone && let Limit::Idle(idle) = allowed {
+                        moved = false;
+                        deadline = Instant::now() + idle;
+                        limit = deadline;
+                        continue;
+                    }
+                    self.timed_out = true;
+                    limit = Instant::now() + ENDING;
+                    sent = true;
+                    // The watcher takes the end of the channel's input for the order to end the tree.
+                    if write.eof().await.is_err() {
+                        self.lost = true;
+                    }
+                }
+                message = read.wait() => {
+                    moved = true;
+                    self.hear(message, deadline).await;
+                    if self.end.is_some() {
+                        limit = Instant::now() + DRAIN;
+                    }
+                }
+                result = &mut sending, if !sent => {
+                    sent = true;
+                    // What is lost shows in what is read.
+                    let _: Result<(), russh::Error> = result;
+                }
+            }
+        }
+    }
+
+    async fn hear(&mut self, message: Option<ChannelMsg>, deadline: Instant) {
+        match message {
+            None => self.lost = true,
+            Some(ChannelMsg::Close) => self.closed = true,
+            Some(ChannelMsg::Failure) => self.refused = true,
+            Some(ChannelMsg::ExitStatus { exit_status }) => {
+                self.end.get_or_insert(End::Code(exit_status));
+            }
+            Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+                self.end.get_or_insert(End::Signal(signal(&signal_name)));
+            }
+            Some(ChannelMsg::Data { data }) => {
+                let marker = format!("{}\n", self.marks.started());
+                if let Some(data) = self.stdout.feed(data, marker.as_bytes()) {
+                    self.take(Chunk::Stdout(data), deadline).await;
+                }
+            }
+            Some(ChannelMsg::ExtendedData { data, ext: 1 }) => {
+                let marker = format!("{}\n", self.marks.started());
+                if let Some(data) = self.stderr.feed(data, marker.as_bytes()) {
+                    self.take(Chunk::Stderr(data), deadline).await;
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
+    async fn take(&mut self, chunk: Chunk, deadline: Instant) {
+        match &self.output {
+            Output::Collect => match chunk {
+                Chunk::Stdout(data) => self.stdout.keep(&data),
+                Chunk::Stderr(data) => self.stderr.keep(&data),
+            },
+            Output::Stream(_) if self.reader_gone => {}
+            Output::Stream(sender) => {
+                // The deadline holds for a reader that stands still as well. Afterwards only what finds room is passed on.
+                match timeout_at(deadline, sender.send(chunk)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => self.reader_gone = true,
+                    Err(_) => self.stdout.truncated = true,
+                }
+            }
+        }
+    }
+
+    /// What all of it means.
+    fn judge(self, timeout: Duration) -> Result<Finished, Error> {
+        let vm = self.vm.to_owned();
+        if !self.stdout.open {
+            return Err(self.why_not_started(timeout));
+        }
+        let Some(end) = self.end else {
+            let reason = if self.timed_out {
+                "the deadline passed, and the host did not confirm that the process tree ended"
+            } else if self.lost {
+                "the connection was lost while it ran"
+            } else {
+                "the server closed the channel without an exit status"
+            };
+            let reason = reason.to_owned();
+            return Err(Error::OutcomeUnknown { vm, reason });
+        };
+        let mut warnings = Vec::new();
+        if self.lost {
+            warnings.push(
+                "the connection was lost after the command ended: its output may be incomplete"
+                    .to_owned(),
+            );
+        } else if !self.closed {
+            warnings
+                .push("the command left something running that holds its output open".to_owned());
+        }
+        let (exit_code, signal) = match end {
+            End::Code(code) => (i32::try_from(code).unwrap_or(255), None),
+            End::Signal(name) => (128_i32.saturating_add(signal_number(&name)), Some(name)),
+        };
+        Ok(Finished {
+            exit_code,
+            signal,
+            truncated: self.stdout.truncated || self.stderr.truncated,
+            stdout: self.stdout.kept,
+            stderr: self.stderr.kept,
+            timed_out: self.timed_out,
+            warnings,
+            took_ms: 0,
+        })
+    }
+
+    fn why_not_started(self, timeout: Duration) -> Error {
+        let vm = self.vm.to_owned();
+        let said = |stream: &Stream| {
+            let text = String::from_utf8_lossy(&stream.noise).into_owned();
+            let text = text.trim().to_owned();
+            let from = text.char_indices().rev().nth(500).map_or(0, |(at, _)| at);
+            text.get(from..).unwrap_or_default().to_owned()
+        };
+        let (out, err) = (said(&self.stdout), said(&self.stderr));
+        if self.refused {
+            let reason = "the server refuses to run commands".to_owned();
+            return Error::NotStarted { vm, reason };
+        }
+        if out.contains(&self.marks.no_directory()) {
+            let reason = format!("the working directory cannot be entered: {err}");
+            return Error::NotStarted { vm, reason };
+        }
+        let mut said = [out, err].join("\n").trim().to_owned();
+        if self.marks.stand_in(&said) {
+            // The order holds the values of variables, which belong in no message.
+            "something that repeats what it is sent".clone_into(&mut said);
+        }
+        match self.end {
+            Some(_) if self.timed_out => Error::Deadline {
+                vm,
+                phase: "the command was being started",
+                limit_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            },
+            Some(End::Code(code)) => Error::NotStarted {
+                vm,
+                reason: format!(
+                    "the login ended with code {code} before the command began: {said}"
+                ),
+            },
+            Some(End::Signal(name)) => Error::NotStarted {
+                vm,
+                reason: format!("signal {name} ended the login before the command began: {said}"),
+            },
+            None => Error::OutcomeUnknown {
+                vm,
+                reason: if self.lost {
+                    "the connection was lost when the command had been sent".to_owned()
+                } else {
+                    "the host did not say that the command began, nor that it did not".to_owned()
+                },
+            },
+        }
+    }
+}
+
+fn signal(signal: &Sig) -> String {
+    match signal {
+        Sig::Custom(name) => name.clone(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Linux's numbers of the signals that sshd names; 0 for others.
+fn signal_number(name: &str) -> i32 {
+    match name {
+        "HUP" => 1,
+        "INT" => 2,
+        "QUIT" => 3,
+        "ILL" => 4,
+        "TRAP" => 5,
+        "ABRT" => 6,
+        "BUS" => 7,
+        "FPE" => 8,
+        "KILL" => 9,
+        "USR1" => 10,
+        "SEGV" => 11,
+        "USR2" => 12,
+        "PIPE" => 13,
+        "ALRM" => 14,
+        "TERM" => 15,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feed(pieces: &[&str]) -> (String, String) {
+        let mut stream = Stream::new();
+        let mut out = Vec::new();
+        for piece in pieces {
+            let data = Bytes::copy_from_slice(piece.as_bytes());
+            if let Some(data) = stream.feed(data, b"K S\n") {
+                out.extend_from_slice(&data);
+            }
+        }
+        let noise = String::from_utf8_lossy(&stream.noise).into_owned();
+        (noise, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn output_begins_after_the_marker_however_it_is_cut() {
+        assert_eq!(feed(&["K S\nhello"]), (String::new(), "hello".into()));
+        assert_eq!(
+            feed(&["Welcome\nK", " S", "\n", "a", "b"]),
+            ("Welcome\n".into(), "ab".into())
+        );
+        assert_eq!(
+            feed(&["no newlineK S\n\n"]),
+            ("no newline".into(), "\n".into())
+        );
+        assert_eq!(feed(&["K S\nK S\n"]), (String::new(), "K S\n".into()));
+        assert_eq!(feed(&["only noise"]), ("only noise".into(), String::new()));
+    }
+
+    #[test]
+    fn noise_is_bounded_and_the_marker_still_found() {
+        let noise = "x".repeat(3 * MAX_NOISE_BYTES);
+        let (kept, out) = feed(&[&noise, "K S\nend"]);
+        assert!(kept.len() <= MAX_NOISE_BYTES);
+        assert_eq!(out, "end");
+    }
+
+    #[test]
+    fn kept_output_is_bounded() {
+        let mut stream = Stream::new();
+        stream.keep(&vec![1; MAX_OUTPUT_BYTES - 1]);
+        assert!(!stream.truncated);
+        stream.keep(&[2, 3]);
+        assert!(stream.truncated);
+        assert_eq!(stream.kept.len(), MAX_OUTPUT_BYTES);
+    }
+}

@@ -1,0 +1,265 @@
+//! One try of a download. What a host says is bounded before it is believed; it names no file of this machine.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+
+use super::far::{Answer, Far, complaint};
+use super::upload::sum_limit;
+use super::{IDLE, Meter, Moved, Progress, QUEUE, Stop, digest_of, part_name};
+use crate::command::{Chunk, Input, Output};
+use crate::error::Error;
+use crate::running::Limit;
+
+/// `$1` source: size, time and mode.
+const BEGIN: &str = "can_sum || { echo NOSUM; exit; }; [ -d \"$1\" ] && { echo DIRECTORY; exit; }; \
+    [ -f \"$1\" ] || { ls -d -- \"$1\" >&2; echo NONE; exit; }; \
+    echo \"STAT $(stat -L -c \"%s %Y %a\" -- \"$1\" 2>/dev/null || stat -L -f \"%z %m %Lp\" -- \"$1\")\"";
+
+/// `$1` source, `$2` the first byte that is wanted, counted from 1.
+const DATA: &str = "[ \"$2\" = 1 ] && exec cat -- \"$1\"; exec tail -c \"+$2\" -- \"$1\"";
+
+/// `$1` source.
+const SUMMED: &str = "echo \"SUM $(sum \"$1\")\"";
+
+/// How long a question without data may take.
+const ASK: Duration = Duration::from_secs(60);
+
+/// What the host says of its file.
+struct Stat {
+    size: u64,
+    time_s: u64,
+    mode: u32,
+}
+
+impl Stat {
+    fn parse(answer: &Answer) -> Option<Self> {
+        let mut words = answer.get("STAT")?.split(' ');
+        let size = words.next()?.parse().ok()?;
+        // Before 1970 is as good as 1970.
+        let time_s = words.next()?.parse::<i64>().ok()?.max(0).unsigned_abs();
+        let mode = u32::from_str_radix(words.next()?, 8).ok()?;
+        Some(Self { size, time_s, mode })
+    }
+}
+
+/// The part file of this machine, as far as it is filled.
+struct Part {
+    file: File,
+    path: PathBuf,
+    digest: Sha256,
+    length: u64,
+}
+
+pub(super) async fn run(
+    far: &Far<'_>,
+    source: &str,
+    target: &Path,
+    meter: &Meter,
+) -> Result<Moved, Stop> {
+    let local = |what: &'static str, path: &Path| {
+        let path = path.to_owned();
+        move |source: io::Error| Stop::Final(Error::File { what, path, source })
+    };
+    if target.is_dir() {
+        let reason = "it is a directory of this machine; name the file in it";
+        return Err(Stop::Final(far.failed(
+            &target.display().to_string(),
+            reason,
+            None,
+        )));
+    }
+    let answer = far.ask(BEGIN, &[source], ASK).await?;
+    if answer.get("NOSUM").is_some() {
+        return Err(Stop::Final(far.no_checksum(source)));
+    }
+    let Some(stat) = Stat::parse(&answer) else {
+        let reason = match answer.get("DIRECTORY") {
+            Some(_) => "it is a directory".to_owned(),
+            None => format!("the host has no such file: {}", answer.complaint),
+        };
+        return Err(Stop::Final(far.failed(source, reason, None)));
+    };
+    let what = format!("{source}\0{}\0{}", stat.size, stat.time_s);
+    let part = open_part(target, &what, stat.size).await;
+    let part = part.map_err(local("write beside", target))?;
+    let resumed_bytes = part.length;
+    let part = fetch(far, source, part, stat.size, meter).await?;
+    let sha256 = hex::encode(part.digest.clone().finalize());
+    let answer = far.ask(SUMMED, &[source], sum_limit(stat.size)).await?;
+    let theirs = answer.sha256("SUM").map(str::to_owned);
+    if theirs.as_deref() != Some(sha256.as_str()) {
+        // Whatever it is, it is not the file, and must not be gone on with.
+        let _: io::Result<()> = fs::remove_file(&part.path);
+        let theirs = theirs.unwrap_or_else(|| "no checksum".to_owned());
+        let reason =
+            format!("what landed is not what the host has: it reads {theirs}, here is {sha256}");
+        let hint = "it may have changed meanwhile: try again";
+        return Err(Stop::Final(far.failed(source, reason, Some(hint))));
+    }
+    let (bytes, at) = (part.length, target.to_owned());
+    let placed = tokio::task::spawn_blocking(move || place(&part, &at, &stat)).await;
+    let placed = placed.unwrap_or_else(|e| Err(io::Error::other(e)));
+    placed.map_err(local("put in place", target))?;
+    Ok(Moved {
+        bytes,
+        sha256,
+        resumed_bytes,
+    })
+}
+
+/// Opens what an earlier try left, or a new part file that nobody else can have made.
+async fn open_part(target: &Path, what: &str, size: u64) -> io::Result<Part> {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let name = part_name(
+        &name,
+        &[what.as_bytes(), target.as_os_str().as_encoded_bytes()],
+    );
+    let path = target.with_file_name(name);
+    let opened = tokio::task::spawn_blocking(move || {
+        let own = |meta: &fs::Metadata| {
+            meta.is_file()
+                && meta.uid() == rustix::process::geteuid().as_raw()
+                && meta.len() <= size
+        };
+        if fs::symlink_metadata(&path).is_ok_and(|meta| own(&meta)) {
+            let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+            let mut file = OpenOptions::new()
+                .read(true)
+                .append(true)
+                .custom_flags(flags)
+                .open(&path)?;
+            let (digest, length) = digest_of((&mut file).take(size))?;
+            return Ok(Part {
+                file,
+                path,
+                digest,
+                length,
+            });
+        }
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
+        Ok(Part {
+            file,
+            path,
+            digest: Sha256::new(),
+            length: 0,
+        })
+    });
+    opened.await.map_err(io::Error::other)?
+}
+
+/// Appends what is missing. What came before a connection was cut stays in the part file.
+async fn fetch(
+    far: &Far<'_>,
+    source: &str,
+    part: Part,
+    size: u64,
+    meter: &Meter,
+) -> Result<Part, Stop> {
+    if part.length == size {
+        return Ok(part);
+    }
+    let first = part.length.saturating_add(1).to_string();
+    let (path, meter) = (part.path.clone(), meter.clone());
+    let (to, from) = mpsc::channel(QUEUE * 8);
+    let writer = tokio::task::spawn_blocking(move || write(part, from, size, &meter));
+    let arguments = [source, first.as_str()];
+    let sent = far
+        .script(
+            DATA,
+            &arguments,
+            Input::None,
+            Output::Stream(to),
+            Limit::Idle(IDLE),
+        )
+        .await;
+    let written = writer.await.unwrap_or_else(|e| Err(io::Error::other(e)));
+    let (part, said) = written.map_err(|source| {
+        Stop::Final(Error::File {
+            what: "write",
+            path,
+            source,
+        })
+    })?;
+    let finished = sent?;
+    if finished.exit_code != 0 {
+        let said = if said.is_empty() {
+            complaint(&finished)
+        } else {
+            said
+        };
+        let reason = format!("the host could not read it: {said}");
+        return Err(Stop::Final(far.failed(source, reason, None)));
+    }
+    if part.length != size {
+        let reason = format!(
+            "it was {size} bytes, but {} came: it changed while it was read",
+            part.length
+        );
+        let _: io::Result<()> = fs::remove_file(&part.path);
+        return Err(Stop::Final(far.failed(source, reason, Some("try again"))));
+    }
+    Ok(part)
+}
+
+/// Writes what comes, never more than the file's size; also gives the beginning of standard error.
+fn write(
+    mut part: Part,
+    mut from: mpsc::Receiver<Chunk>,
+    size: u64,
+    meter: &Meter,
+) -> io::Result<(Part, String)> {
+    let mut said = Vec::new();
+    while let Some(chunk) = from.blocking_recv() {
+        let data = match chunk {
+            Chunk::Stdout(data) => data,
+            Chunk::Stderr(data) => {
+                said.extend(data.iter().take(300_usize.saturating_sub(said.len())));
+                continue;
+            }
+        };
+        let length = part
+            .length
+            .saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
+        if length > size {
+            return Err(io::Error::other("the host sends more than the file's size"));
+        }
+        part.file.write_all(&data)?;
+        part.digest.update(&data);
+        part.length = length;
+        meter(Progress {
+            done_bytes: length,
+            total_bytes: size,
+        });
+    }
+    let said = String::from_utf8_lossy(&said).trim().to_owned();
+    Ok((part, said))
+}
+
+fn place(part: &Part, target: &Path, stat: &Stat) -> io::Result<()> {
+    // Another machine's set-id bits mean nothing here.
+    part.file
+        .set_permissions(Permissions::from_mode(stat.mode & 0o777))?;
+    part.file
+        .set_modified(UNIX_EPOCH + Duration::from_secs(stat.time_s.min(1 << 40)))?;
+    part.file.sync_all()?;
+    fs::rename(&part.path, target)?;
+    let directory = match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(directory)?.sync_all()
+}

@@ -1,0 +1,166 @@
+//! The far side of a transfer: constant shell scripts, which get paths and numbers as arguments.
+
+use std::time::Duration;
+
+use crate::command::{Command, Finished, Input, Output};
+use crate::connection::Connection;
+use crate::error::Error;
+use crate::hosts::Vm;
+use crate::running::{self, Limit};
+
+/// `sum FILE` prints a line with the SHA-256 of what it reads from the file, or nothing.
+pub(super) const SUM: &str = "sum() { \
+    if command -v sha256sum >/dev/null 2>&1; then sha256sum <\"$1\"; \
+    elif command -v shasum >/dev/null 2>&1; then shasum -a 256 <\"$1\"; \
+    elif command -v openssl >/dev/null 2>&1; then openssl dgst -sha256 <\"$1\"; fi; }; \
+    can_sum() { command -v sha256sum >/dev/null 2>&1 || command -v shasum >/dev/null 2>&1 || \
+    command -v openssl >/dev/null 2>&1; }; ";
+
+/// A host that is logged in to. Bulk data has this connection for itself, so that it stalls nobody.
+pub(super) struct Far<'a> {
+    pub vm: &'a Vm,
+    pub connection: Connection,
+}
+
+impl Far<'_> {
+    /// Runs a script of ours, which may use [`SUM`].
+    pub async fn script(
+        &self,
+        script: &'static str,
+        arguments: &[&str],
+        input: Input,
+        output: Output,
+        limit: Limit,
+    ) -> Result<Finished, Error> {
+        let id = self.vm.id.as_str();
+        let mut argv = vec![
+            "/bin/sh".to_owned(),
+            "-c".to_owned(),
+            format!("{SUM}{script}"),
+            "proximity".to_owned(),
+        ];
+        argv.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        let invalid = |reason: String| Error::InvalidCommand {
+            vm: id.to_owned(),
+            reason,
+        };
+        let command = Command::argv(argv).map_err(|e| invalid(e.to_string()))?;
+        // Messages are compared with nothing, but people read them.
+        let command = command
+            .env("LC_ALL", "C")
+            .map_err(|e| invalid(e.to_string()))?;
+        let channel = self.connection.channel().await?;
+        let finished =
+            running::run(id, &self.vm.user, channel, &command, input, output, limit).await?;
+        if finished.timed_out {
+            return Err(Error::OutcomeUnknown {
+                vm: id.to_owned(),
+                reason: match limit {
+                    Limit::Idle(idle) => format!("nothing moved for {} s", idle.as_secs()),
+                    Limit::Total(total) => {
+                        format!("the host did not answer within {} s", total.as_secs())
+                    }
+                },
+            });
+        }
+        Ok(finished)
+    }
+
+    /// A script that answers soon, with what it printed.
+    pub async fn ask(
+        &self,
+        script: &'static str,
+        arguments: &[&str],
+        limit: Duration,
+    ) -> Result<Answer, Error> {
+        let limit = Limit::Total(limit);
+        let finished = self
+            .script(script, arguments, Input::None, Output::Collect, limit)
+            .await?;
+        Ok(Answer {
+            lines: String::from_utf8_lossy(&finished.stdout)
+                .lines()
+                .map(str::to_owned)
+                .collect(),
+            complaint: complaint(&finished),
+        })
+    }
+
+    /// A failure that leaves the target as it was.
+    pub fn failed(&self, path: &str, reason: impl Into<String>, hint: Option<&str>) -> Error {
+        Error::Transfer {
+            vm: self.vm.id.to_string(),
+            path: path.to_owned(),
+            reason: reason.into(),
+            hint: hint.map(str::to_owned),
+        }
+    }
+
+    /// For hosts without any program that makes a checksum.
+    pub fn no_checksum(&self, path: &str) -> Error {
+        self.failed(
+            path,
+            "the host has no sha256sum, shasum or openssl, so nothing could be proved; nothing was transferred",
+            Some("install coreutils there"),
+        )
+    }
+}
+
+/// What a script printed.
+pub(super) struct Answer {
+    pub lines: Vec<String>,
+    /// The last of standard error, for people.
+    pub complaint: String,
+}
+
+impl Answer {
+    /// The rest of the line that begins with this word.
+    pub fn get(&self, word: &str) -> Option<&str> {
+        self.lines.iter().find_map(|line| {
+            let rest = line.strip_prefix(word)?;
+            (rest.is_empty() || rest.starts_with(' ')).then(|| rest.trim())
+        })
+    }
+
+    /// The digest in the line that begins with this word: its one run of 64 hexadecimal digits.
+    pub fn sha256(&self, word: &str) -> Option<&str> {
+        let is_digest =
+            |text: &&str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        self.get(word)?.split_ascii_whitespace().find(is_digest)
+    }
+}
+
+/// The last line that a script wrote on standard error.
+pub(super) fn complaint(finished: &Finished) -> String {
+    let text = String::from_utf8_lossy(&finished.stderr);
+    let line = text.lines().rev().find(|line| !line.trim().is_empty());
+    let line = line.map(|line| line.chars().filter(|c| !c.is_control()).take(300).collect());
+    line.unwrap_or_else(|| format!("exit code {}", finished.exit_code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_of_every_program_are_found() {
+        let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+        for line in [
+            format!("SUM {digest}  -"),
+            format!("SUM SHA2-256(stdin)= {digest}"),
+            format!("SUM (stdin)= {digest}"),
+        ] {
+            let answer = Answer {
+                lines: vec![line],
+                complaint: String::new(),
+            };
+            assert_eq!(answer.sha256("SUM"), Some(digest));
+        }
+        let answer = Answer {
+            lines: vec!["SUM ".into(), "SUMMER x".into()],
+            complaint: String::new(),
+        };
+        assert_eq!(answer.sha256("SUM"), None);
+        assert_eq!(answer.get("SUMM"), None);
+    }
+}
