@@ -33,6 +33,8 @@ pub mod word;
 #[cfg(test)]
 pub(crate) mod fake;
 
+use std::sync::Mutex;
+
 use tokio::sync::watch;
 use wire::gateway::GatewayState;
 
@@ -51,6 +53,8 @@ pub struct Gateway<S> {
     /// The last state that was accepted, whether or not every part of it could be applied.
     accepted: watch::Sender<Option<GatewayState>>,
     egress: EgressBook,
+    /// What is known of dnsmasq's host files.
+    hosts: Mutex<hosts::Reader>,
 }
 
 impl<S: System> Gateway<S> {
@@ -63,6 +67,7 @@ impl<S: System> Gateway<S> {
             sites: Sites::default(),
             accepted: watch::Sender::new(None),
             egress: EgressBook::default(),
+            hosts: Mutex::default(),
         }
     }
 
