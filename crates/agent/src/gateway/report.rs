@@ -6,10 +6,10 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use api::InterfaceName;
+use api::{HostName, InterfaceName};
 use serde::Deserialize;
 use wire::gateway::edge::EdgeReport;
-use wire::gateway::{GatewayReport, ServiceReport};
+use wire::gateway::{GatewayReport, RouteReport, ServiceReport};
 
 use super::system::{Command, System};
 use super::{Gateway, authority, hosts, leases, nftables};
@@ -20,11 +20,25 @@ const UNITS: [&str; 3] = ["dnsmasq.service", "caddy.service", "cockpit.socket"];
 impl<S: System> Gateway<S> {
     /// The report of `GET /gateway`.
     pub async fn report(&self) -> GatewayReport {
-        let (mut services, nftables, addresses, routes, refused) = tokio::join!(
+        let (report, routes) = tokio::join!(self.look(), self.routes.report());
+        GatewayReport {
+            names: told(hosts::records(&self.paths)),
+            routes,
+            ..report
+        }
+    }
+
+    /// One open route.
+    pub async fn route(&self, host: &HostName) -> Option<RouteReport> {
+        self.routes.report_of(host).await
+    }
+
+    /// The report without names and routes.
+    pub async fn look(&self) -> GatewayReport {
+        let (mut services, nftables, addresses, refused) = tokio::join!(
             services(&self.system),
             nftables_state(&self.system),
             addresses(&self.system),
-            self.routes.report(),
             self.refused(),
         );
         services.push(row("nftables", nftables));
@@ -56,8 +70,8 @@ impl<S: System> Gateway<S> {
                 .into_iter()
                 .map(|line| line.lease)
                 .collect(),
-            names: told(hosts::records(&self.paths)),
-            routes,
+            names: Vec::new(),
+            routes: Vec::new(),
             refused,
             edge,
         }
