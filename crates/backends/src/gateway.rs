@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use api::InstanceId;
+use api::{HostName, InstanceId};
 use async_trait::async_trait;
 use engine::ports::{Gateway, PortError};
 use link::{Link, LinkError};
-use wire::gateway::{GatewayDiff, GatewayReport, GatewayState, ProbeRequest};
+use wire::gateway::{GatewayDiff, GatewayReport, GatewayState, ProbeRequest, RouteReport};
 use wire::identity::Bundle;
+
+/// The status by which a relay says that it does not know a path.
+const NO_SUCH_PATH: u16 = 404;
 
 /// The gateway port of every backend whose appliances have a relay.
 #[derive(Debug, Clone)]
@@ -52,6 +55,25 @@ impl Gateway for LinkedGateway {
     async fn read(&self, appliance: &InstanceId) -> Result<GatewayReport, PortError> {
         let read = self.link.gateway_read(appliance).await;
         read.map_err(failed("gateway read"))
+    }
+
+    async fn look(&self, appliance: &InstanceId) -> Result<GatewayReport, PortError> {
+        match self.link.gateway_look(appliance).await {
+            // A relay that has run since before this was there.
+            Err(LinkError::Refused { problem, .. }) if problem.status == NO_SUCH_PATH => {
+                self.read(appliance).await
+            }
+            read => read.map_err(failed("gateway look")),
+        }
+    }
+
+    async fn route(
+        &self,
+        appliance: &InstanceId,
+        host: &HostName,
+    ) -> Result<Option<RouteReport>, PortError> {
+        let read = self.link.gateway_route(appliance, host).await;
+        read.map_err(failed("gateway route"))
     }
 
     async fn renew(&self, appliance: &InstanceId, identity: &Bundle) -> Result<(), PortError> {

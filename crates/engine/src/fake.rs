@@ -9,7 +9,7 @@ use api::app::{AppStatus, Limits};
 use api::egress::Egress;
 use api::entry::Protocol;
 use api::session::WindowSize;
-use api::{ImageDigest, InstanceId};
+use api::{HostName, ImageDigest, InstanceId};
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 use wire::gateway::edge::EdgeReport;
@@ -391,6 +391,24 @@ impl Gateway for FakeNode {
                 sites: vec![],
             },
         })
+    }
+
+    async fn look(&self, appliance: &InstanceId) -> Result<GatewayReport, PortError> {
+        let report = self.read(appliance).await?;
+        Ok(GatewayReport {
+            names: vec![],
+            routes: vec![],
+            ..report
+        })
+    }
+
+    async fn route(
+        &self,
+        appliance: &InstanceId,
+        host: &HostName,
+    ) -> Result<Option<RouteReport>, PortError> {
+        let report = self.read(appliance).await?;
+        Ok(report.routes.into_iter().find(|r| r.host == *host))
     }
 
     async fn renew(&self, appliance: &InstanceId, _identity: &Bundle) -> Result<(), PortError> {

@@ -4,7 +4,7 @@ pub mod entry;
 pub mod names;
 pub mod secret;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use api::{HostName, InstanceId};
@@ -97,10 +97,11 @@ fn egress(zone: &ZoneSpec, instances: &[InstanceRecord]) -> Vec<EgressRule> {
 
 /// By host: an app's own, unless somebody gave that name other settings, and the added ones.
 fn routes(zone: &ZoneSpec, members: &[&InstanceRecord], entries: &[Entry]) -> Vec<Route> {
-    let routed = || members.iter().filter(|i| i.routed);
-    let own = routed().filter_map(|i| i.route(zone));
+    let routed = members.iter().filter(|i| i.routed);
+    let open: BTreeSet<&InstanceId> = routed.clone().map(|i| &i.id).collect();
+    let own = routed.filter_map(|i| i.route(zone));
     let added = entries.iter().filter_map(|entry| match entry {
-        Entry::Route(route) if routed().any(|i| i.id == route.instance) => Some(added(route)),
+        Entry::Route(route) if open.contains(&route.instance) => Some(added(route)),
         _ => None,
     });
     let all = own.chain(added);
@@ -108,7 +109,8 @@ fn routes(zone: &ZoneSpec, members: &[&InstanceRecord], entries: &[Entry]) -> Ve
     by_host.into_values().collect()
 }
 
-fn added(route: &RouteEntry) -> Route {
+/// An added route as the appliance gets it.
+pub(crate) fn added(route: &RouteEntry) -> Route {
     Route {
         host: route.host.clone(),
         instance: route.instance.clone(),
@@ -118,8 +120,10 @@ fn added(route: &RouteEntry) -> Route {
 }
 
 fn edge(zone: &ZoneSpec, members: &[&InstanceRecord], entries: &[Entry]) -> Edge {
-    let address_of = |id: &InstanceId| members.iter().find(|i| i.id == *id).map(|i| i.address);
-    let own_name = |host: &HostName| members.iter().any(|i| i.host(zone) == *host);
+    let addresses: BTreeMap<&InstanceId, Ipv4Addr> =
+        members.iter().map(|i| (&i.id, i.address)).collect();
+    let address_of = |id: &InstanceId| addresses.get(id).copied();
+    let own_names: BTreeSet<HostName> = members.iter().map(|i| i.host(zone)).collect();
     let mut edge = Edge {
         acme: zone.acme.clone(),
         outside: zone.outside.clone(),
@@ -131,7 +135,7 @@ fn edge(zone: &ZoneSpec, members: &[&InstanceRecord], entries: &[Entry]) -> Edge
             Entry::Route(route)
                 if names::label_in(&route.host, &zone.domain).is_some()
                     && address_of(&route.instance).is_some()
-                    && !own_name(&route.host) =>
+                    && !own_names.contains(&route.host) =>
             {
                 edge.names.push(name(&route.host, zone.gateway()));
             }

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use api::app::Limits;
 use api::entry::Protocol;
-use api::{ImageDigest, InstanceId, InstanceName, InterfaceName, MacAddr, ZoneName};
+use api::{HostName, ImageDigest, InstanceId, InstanceName, InterfaceName, MacAddr, ZoneName};
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
-use wire::gateway::{GatewayDiff, GatewayReport, GatewayState, ProbeRequest};
+use wire::gateway::{GatewayDiff, GatewayReport, GatewayState, ProbeRequest, RouteReport};
 use wire::identity::Bundle;
 
 pub use crate::channel::*;
@@ -229,6 +229,17 @@ pub trait Gateway: Send + Sync {
 
     /// Reads what holds now.
     async fn read(&self, appliance: &InstanceId) -> Result<GatewayReport, PortError>;
+
+    /// As [`Gateway::read`], without names and routes: what these cost grows with their number, and who looks
+    /// every few seconds does not need them.
+    async fn look(&self, appliance: &InstanceId) -> Result<GatewayReport, PortError>;
+
+    /// Reads one open route, and whether its target takes connections now; none when it is not open.
+    async fn route(
+        &self,
+        appliance: &InstanceId,
+        host: &HostName,
+    ) -> Result<Option<RouteReport>, PortError>;
 
     /// Tells the relay its new identity.
     async fn renew(&self, _appliance: &InstanceId, _identity: &Bundle) -> Result<(), PortError> {

@@ -3,10 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use api::InstanceId;
+use api::{HostName, InstanceId};
 use http::Method;
 use wire::agent::Scope;
-use wire::gateway::{GatewayDiff, GatewayReport, GatewayState, ProbeReport, ProbeRequest};
+use wire::gateway::{
+    GatewayDiff, GatewayReport, GatewayState, ProbeReport, ProbeRequest, RouteReport,
+};
 
 use crate::call::Call;
 use crate::error::LinkError;
@@ -20,6 +22,8 @@ const PROBE_GRACE: Duration = Duration::from_secs(5);
 const ANSWER_MAX_BYTES: usize = 32 << 20;
 /// The status by which a relay says that an instance did not answer.
 const NOT_READY: u16 = 504;
+/// The one by which it says that a route is not open.
+const NO_SUCH_ROUTE: u16 = 404;
 
 impl Link {
     /// What holds on an appliance right now.
@@ -29,6 +33,34 @@ impl Link {
             .await?
             .json(ANSWER_MAX_BYTES)
             .await
+    }
+
+    /// The same without names and routes.
+    pub async fn gateway_look(&self, appliance: &InstanceId) -> Result<GatewayReport, LinkError> {
+        let call = Call::new(Method::GET, "/gateway/services", READ_DEADLINE);
+        self.call(&Destination::relay(appliance), call.scope(Scope::Gateway))
+            .await?
+            .json(ANSWER_MAX_BYTES)
+            .await
+    }
+
+    /// One open route and whether its target takes connections right now; none when it is not open.
+    pub async fn gateway_route(
+        &self,
+        appliance: &InstanceId,
+        host: &HostName,
+    ) -> Result<Option<RouteReport>, LinkError> {
+        let path = format!("/gateway/routes/{host}");
+        let call = Call::new(Method::GET, path, READ_DEADLINE).scope(Scope::Gateway);
+        let read = async {
+            let answer = self.call(&Destination::relay(appliance), call).await?;
+            answer.json(ANSWER_MAX_BYTES).await
+        };
+        match read.await {
+            Ok(route) => Ok(Some(route)),
+            Err(LinkError::Refused { problem, .. }) if problem.status == NO_SUCH_ROUTE => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Gives an appliance the whole state of its zone; says what changed. Doing it twice is the same as

@@ -26,6 +26,17 @@ impl EntryStore for SqliteStore {
         rows.iter().map(|(json,)| from_json(json)).collect()
     }
 
+    async fn entry(&self, zone: &ZoneName, key: &str) -> Result<Option<Entry>, StoreError> {
+        let row: Option<(String,)> =
+            sqlx::query_as("SELECT entry FROM gateway_entries WHERE zone = ? AND key = ?")
+                .bind(zone.as_str())
+                .bind(key)
+                .fetch_optional(&self.pool)
+                .await
+                .map_err(failed("read an entry of the gateway"))?;
+        row.map(|(json,)| from_json(&json)).transpose()
+    }
+
     async fn put_entry(
         &self,
         zone: &ZoneName,

@@ -13,6 +13,7 @@
 
 use std::fmt::Display;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::Instant;
 
 use wire::family::Service;
@@ -165,7 +166,11 @@ impl<S: System> Gateway<S> {
             false => None,
         };
         let wanted = progress.note("writing hosts", hosts::wanted(state, outside))?;
-        let found = progress.note("reading hosts", hosts::read(&self.paths))?;
+        let found = {
+            let mut reader = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+            reader.read(&self.paths)
+        };
+        let found = progress.note("reading hosts", found)?;
         Some(HostPlan::new(&wanted, &found))
     }
 
@@ -422,7 +427,14 @@ mod tests {
         );
         assert_eq!(gateway.system.released.lock().unwrap().len(), 1);
         assert!(!gateway.paths.routes().join("web.prox.local").exists());
-        assert_eq!(hosts::read(&gateway.paths).unwrap().names.len(), 1);
+        assert_eq!(
+            hosts::Reader::default()
+                .read(&gateway.paths)
+                .unwrap()
+                .names
+                .len(),
+            1
+        );
     }
 
     #[tokio::test]
@@ -437,7 +449,14 @@ mod tests {
         // The answer is not `Closed`, so a failed signal is a failure: the files are gone already.
         *gateway.system.fails.lock().unwrap() = Some("SIGHUP");
         gateway.apply(state.clone()).await.unwrap_err();
-        assert_eq!(hosts::read(&gateway.paths).unwrap().reservations.len(), 1);
+        assert_eq!(
+            hosts::Reader::default()
+                .read(&gateway.paths)
+                .unwrap()
+                .reservations
+                .len(),
+            1
+        );
         *gateway.system.fails.lock().unwrap() = None;
         gateway.system.commands();
         gateway.apply(state.clone()).await.unwrap();

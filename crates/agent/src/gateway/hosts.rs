@@ -7,12 +7,13 @@
 //! * a reservation replaced or removed stays in force until SIGHUP.
 //!
 //! So reservations go or change by removal and SIGHUP first, and are then written anew. Planning is
-//! pure; [`read`] and [`write()`] are the only parts that touch files.
+//! pure; [`Reader`] and [`write()`] are the only parts that touch files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use api::{HostName, InstanceName, MacAddr};
@@ -159,22 +160,25 @@ impl HostPlan {
     }
 
     fn plan_names(&mut self, wanted: &HostFiles, found: &HostFiles) {
-        let kept: Vec<_> = wanted
-            .names
-            .values()
-            .filter_map(|c| parse_names(c))
-            .collect();
+        let (mut unnamed, mut replaced) = (Vec::new(), Vec::new());
         for (file, content) in &found.names {
-            let record = parse_names(content);
-            let stale = record.clone().filter(|r| !kept.contains(r));
-            if !wanted.names.contains_key(file) {
-                self.unname.push(file.clone());
-                self.gone.extend(stale);
-                self.withdrawn
-                    .extend(record.and_then(|r| instance_name(&r.name)));
-            } else if wanted.names.get(file) != Some(content) {
-                self.renamed.extend(stale);
+            match wanted.names.get(file) {
+                Some(same) if same == content => {}
+                Some(_) => replaced.extend(parse_names(content)),
+                None => {
+                    self.unname.push(file.clone());
+                    unnamed.extend(parse_names(content));
+                }
             }
+        }
+        if !unnamed.is_empty() || !replaced.is_empty() {
+            let kept = wanted.names.values().filter_map(|c| parse_names(c));
+            let kept: BTreeSet<NameRecord> = kept.collect();
+            let names = unnamed.iter().filter_map(|r| instance_name(&r.name));
+            self.withdrawn.extend(names);
+            let stale = |r: &NameRecord| !kept.contains(r);
+            self.gone.extend(unnamed.into_iter().filter(stale));
+            self.renamed.extend(replaced.into_iter().filter(stale));
         }
         self.name = missing(&wanted.names, &found.names);
         self.published = wanted
@@ -210,15 +214,42 @@ fn instance_name(host: &HostName) -> Option<InstanceName> {
     host.as_str().split('.').next()?.parse().ok()
 }
 
-/// All host files as they are. Files that a crash left half-written (dot files) are removed.
-pub fn read(paths: &Paths) -> Result<HostFiles, FileError> {
-    Ok(HostFiles {
-        reservations: read_directory(&paths.reservations())?,
-        names: read_directory(&paths.names())?,
-    })
+/// What was read of the host files, and by what a changed one is told: who looks again opens only those. A
+/// file that is replaced has another number and times.
+#[derive(Debug, Default)]
+pub struct Reader {
+    reservations: Known,
+    names: Known,
 }
 
-fn read_directory(directory: &Path) -> Result<Files, FileError> {
+/// Files of one directory as they were last read.
+type Known = BTreeMap<String, (Stamp, String)>;
+
+/// Device, number, length, and the two times of a file, with their nanoseconds.
+type Stamp = (u64, u64, u64, [i64; 4]);
+
+impl Reader {
+    /// All host files as they are. Files that a crash left half-written (dot files) are removed.
+    pub fn read(&mut self, paths: &Paths) -> Result<HostFiles, FileError> {
+        Ok(HostFiles {
+            reservations: read_directory(&paths.reservations(), &mut self.reservations)?,
+            names: read_directory(&paths.names(), &mut self.names)?,
+        })
+    }
+}
+
+fn stamp(facts: &fs::Metadata) -> Stamp {
+    let times = [
+        facts.mtime(),
+        facts.mtime_nsec(),
+        facts.ctime(),
+        facts.ctime_nsec(),
+    ];
+    (facts.dev(), facts.ino(), facts.len(), times)
+}
+
+fn read_directory(directory: &Path, known: &mut Known) -> Result<Files, FileError> {
+    let mut before = std::mem::take(known);
     let mut files = Files::new();
     let list = match fs::read_dir(directory) {
         Ok(list) => list,
@@ -234,8 +265,21 @@ fn read_directory(directory: &Path) -> Result<Files, FileError> {
         };
         if file.starts_with('.') {
             durable::remove_if_there(&path)?;
-        } else if let Some(content) = durable::read_if_there(&path)? {
-            files.insert(file, String::from_utf8_lossy(&content).into_owned());
+            continue;
+        }
+        let now = match entry.metadata() {
+            Ok(facts) => stamp(&facts),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(FileError::new("look at", &path)(e)),
+        };
+        let content = match before.remove(&file) {
+            Some((then, content)) if then == now => Some(content),
+            _ => durable::read_if_there(&path)?
+                .map(|content| String::from_utf8_lossy(&content).into_owned()),
+        };
+        if let Some(content) = content {
+            known.insert(file.clone(), (now, content.clone()));
+            files.insert(file, content);
         }
     }
     Ok(files)
@@ -243,7 +287,7 @@ fn read_directory(directory: &Path) -> Result<Files, FileError> {
 
 /// The records of all names files, sorted by name.
 pub fn records(paths: &Paths) -> Result<Vec<NameRecord>, FileError> {
-    let names = read_directory(&paths.names())?;
+    let names = read_directory(&paths.names(), &mut Known::new())?;
     let mut records: Vec<_> = names.values().filter_map(|c| parse_names(c)).collect();
     records.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(records)
@@ -312,9 +356,39 @@ mod tests {
         fs::create_dir_all(paths.reservations()).unwrap();
         fs::write(paths.names().join(".i-1.new"), "half").unwrap();
         fs::write(paths.names().join("evil"), "10.20.0.1 bank.example").unwrap();
-        let plan = HostPlan::new(&HostFiles::default(), &read(&paths).unwrap());
+        let plan = HostPlan::new(
+            &HostFiles::default(),
+            &Reader::default().read(&paths).unwrap(),
+        );
         assert_eq!(plan.unname, ["evil"]);
         assert!(!paths.names().join(".i-1.new").exists());
+    }
+
+    #[test]
+    fn what_changed_is_seen_by_who_has_read_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::below(dir.path());
+        fs::create_dir_all(paths.names()).unwrap();
+        let mut reader = Reader::default();
+        let mut names = |file: &str, content: Option<&str>| {
+            let path = paths.names().join(file);
+            match content {
+                Some(text) => durable::replace(&path, text.as_bytes(), 0o644, Keep::Derived),
+                None => durable::remove_if_there(&path).map(drop),
+            }
+            .unwrap();
+            // Twice: what was just read is known the second time.
+            let read = reader.read(&paths).unwrap().names;
+            assert_eq!(reader.read(&paths).unwrap().names, read);
+            read.into_iter()
+                .flat_map(|(f, c)| [f, c])
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(names("a", Some("one")), "a one");
+        assert_eq!(names("b", Some("two")), "a one b two");
+        assert_eq!(names("a", Some("six")), "a six b two");
+        assert_eq!(names("b", None), "a six");
     }
 
     proptest! {

@@ -34,6 +34,7 @@ pub mod word;
 #[cfg(test)]
 pub(crate) mod fake;
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -60,6 +61,8 @@ pub struct Gateway<S> {
     /// The last state that was accepted, whether or not every part of it could be applied.
     accepted: watch::Sender<Option<GatewayState>>,
     egress: EgressBook,
+    /// What is known of dnsmasq's host files.
+    hosts: Mutex<hosts::Reader>,
 }
 
 impl<S: System> Gateway<S> {
@@ -73,6 +76,7 @@ impl<S: System> Gateway<S> {
             sites: Sites::default(),
             accepted: watch::Sender::new(None),
             egress: EgressBook::default(),
+            hosts: Mutex::default(),
         }
     }
 

@@ -6,11 +6,11 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use api::InterfaceName;
+use api::{HostName, InterfaceName};
 use serde::Deserialize;
 use wire::family::Family;
 use wire::gateway::edge::EdgeReport;
-use wire::gateway::{GatewayReport, NameRecord, ServiceReport};
+use wire::gateway::{GatewayReport, NameRecord, RouteReport, ServiceReport};
 
 use super::paths::Paths;
 use super::system::{Command, System};
@@ -20,11 +20,25 @@ use crate::VERSION;
 impl<S: System> Gateway<S> {
     /// The report of `GET /gateway`.
     pub async fn report(&self) -> GatewayReport {
-        let (mut services, nftables, addresses, routes, refused) = tokio::join!(
+        let (report, routes) = tokio::join!(self.look(), self.routes.report());
+        GatewayReport {
+            names: names(&self.paths),
+            routes,
+            ..report
+        }
+    }
+
+    /// One open route.
+    pub async fn route(&self, host: &HostName) -> Option<RouteReport> {
+        self.routes.report_of(host).await
+    }
+
+    /// The report without names and routes.
+    pub async fn look(&self) -> GatewayReport {
+        let (mut services, nftables, addresses, refused) = tokio::join!(
             services(&self.system, self.family),
             nftables_state(&self.system),
             addresses(&self.system),
-            self.routes.report(),
             self.refused(),
         );
         services.push(row("nftables", nftables));
@@ -56,8 +70,8 @@ impl<S: System> Gateway<S> {
                 .into_iter()
                 .map(|line| line.lease)
                 .collect(),
-            names: names(&self.paths),
-            routes,
+            names: Vec::new(),
+            routes: Vec::new(),
             refused,
             edge,
         }

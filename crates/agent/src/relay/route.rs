@@ -55,15 +55,19 @@ pub struct Target {
 impl Target {
     /// The targets of all routes of a (valid) state.
     pub fn all_of(state: &GatewayState) -> BTreeMap<HostName, Self> {
-        let address_of = |id: &InstanceId| state.hosts.iter().find(|h| h.instance == *id);
+        let addresses: BTreeMap<_, _> = state
+            .hosts
+            .iter()
+            .map(|h| (&h.instance, h.address))
+            .collect();
         state
             .routes
             .iter()
             .filter_map(|route| {
-                let host = address_of(&route.instance)?;
+                let address = *addresses.get(&route.instance)?;
                 let target = Self {
                     instance: route.instance.clone(),
-                    address: SocketAddrV4::new(host.address, route.port),
+                    address: SocketAddrV4::new(address, route.port),
                     policy: route.policy.clone(),
                 };
                 Some((route.host.clone(), target))
@@ -86,6 +90,21 @@ pub struct RouteTable {
 struct OpenRoute {
     target: watch::Sender<Target>,
     connections: Arc<AtomicU32>,
+}
+
+impl OpenRoute {
+    /// Its facts; whether the target takes connections is not known yet.
+    fn report(&self, host: &HostName) -> RouteReport {
+        let target = self.target.borrow();
+        RouteReport {
+            host: host.clone(),
+            instance: target.instance.clone(),
+            address: *target.address.ip(),
+            port: target.address.port(),
+            healthy: false,
+            connections: self.connections.load(Ordering::Relaxed),
+        }
+    }
 }
 
 impl RouteTable {
@@ -201,43 +220,37 @@ impl RouteTable {
 
     /// All open routes; whether their targets take connections is tried now.
     pub async fn report(&self) -> Vec<RouteReport> {
-        let open: Vec<_> = self
-            .locked()
-            .iter()
-            .map(|(host, route)| {
-                let target = route.target.borrow().clone();
-                (
-                    host.clone(),
-                    target,
-                    route.connections.load(Ordering::Relaxed),
-                )
-            })
-            .collect();
+        let open: Vec<_> = {
+            let routes = self.locked();
+            let each = routes.iter();
+            each.map(|(host, route)| route.report(host)).collect()
+        };
         let permits = Arc::new(Semaphore::new(HEALTH_CHECKS));
         let checks: Vec<_> = open
             .into_iter()
-            .map(|(host, target, connections)| {
+            .map(|report| {
                 let permits = permits.clone();
-                let address = target.address;
+                let address = SocketAddrV4::new(report.address, report.port);
                 let check = tokio::spawn(async move {
                     let _permit = permits.acquire_owned().await;
                     takes_connections(address).await
                 });
-                (host, target, connections, check)
+                (report, check)
             })
             .collect();
         let mut reports = Vec::with_capacity(checks.len());
-        for (host, target, connections, check) in checks {
-            reports.push(RouteReport {
-                host,
-                instance: target.instance,
-                address: *target.address.ip(),
-                port: target.address.port(),
-                healthy: check.await.unwrap_or(false),
-                connections,
-            });
+        for (report, check) in checks {
+            let healthy = check.await.unwrap_or(false);
+            reports.push(RouteReport { healthy, ..report });
         }
         reports
+    }
+
+    /// One open route; whether its target takes connections is tried now.
+    pub async fn report_of(&self, host: &HostName) -> Option<RouteReport> {
+        let report = self.locked().get(host)?.report(host);
+        let healthy = takes_connections(SocketAddrV4::new(report.address, report.port)).await;
+        Some(RouteReport { healthy, ..report })
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, BTreeMap<HostName, OpenRoute>> {

@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `PUT /gateway` | `GatewayState` | 200 `GatewayDiff`; 422 when it contradicts itself; 500 when steps failed |
 //! | `GET /gateway` | – | 200 `GatewayReport` |
+//! | `GET /gateway/services` | – | 200 `GatewayReport` without names and routes |
+//! | `GET /gateway/routes/HOST` | – | 200 `RouteReport`; 404 when that route is not open |
 //! | `POST /probe` | `ProbeRequest` | 204 when the instance answers; 504 with what was seen last |
 //! | `GET /health` | – | 200 `{"status":"ok","version"}` (on TCP `wire::agent::Health`) |
 //!
@@ -13,17 +15,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::Problem;
+use api::{HostName, Problem};
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-use wire::gateway::{GatewayDiff, GatewayState, ProbeRequest};
+use wire::gateway::{GatewayDiff, GatewayReport, GatewayState, ProbeRequest};
 
 use super::tunnel::is_a_guests;
 use crate::VERSION;
@@ -61,6 +63,8 @@ pub struct Shared<S> {
 pub fn gateway<S: System>(shared: Arc<Shared<S>>) -> Router {
     Router::new()
         .route("/gateway", get(read::<S>).put(apply::<S>))
+        .route("/gateway/services", get(look::<S>))
+        .route("/gateway/routes/{host}", get(route::<S>))
         .route("/probe", post(probe::<S>))
         .with_state(shared)
 }
@@ -81,7 +85,16 @@ async fn health() -> Response {
 }
 
 async fn read<S: System>(State(shared): State<Arc<Shared<S>>>) -> Response {
-    match timeout(REPORT_DEADLINE, shared.gateway.report()).await {
+    told(shared.gateway.report()).await
+}
+
+async fn look<S: System>(State(shared): State<Arc<Shared<S>>>) -> Response {
+    told(shared.gateway.look()).await
+}
+
+/// A report within its deadline.
+async fn told(report: impl Future<Output = GatewayReport>) -> Response {
+    match timeout(REPORT_DEADLINE, report).await {
         Ok(report) => json(StatusCode::OK, &report),
         Err(_) => Failure(
             Problem::new(
@@ -92,6 +105,18 @@ async fn read<S: System>(State(shared): State<Arc<Shared<S>>>) -> Response {
             .hint("look at the load and the services of the appliance"),
         )
         .into_response(),
+    }
+}
+
+async fn route<S: System>(
+    State(shared): State<Arc<Shared<S>>>,
+    Path(host): Path<HostName>,
+) -> Result<Response, Failure> {
+    match shared.gateway.route(&host).await {
+        Some(report) => Ok(json(StatusCode::OK, &report)),
+        None => {
+            Err(Problem::new(404, "no_such_route", format!("no route for {host} is open")).into())
+        }
     }
 }
 

@@ -137,6 +137,12 @@ async fn a_state_goes_in_and_a_report_comes_out() {
     let report: GatewayReport = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!(report.agent_version, agent::VERSION);
     assert_eq!(report.services.len(), 5);
+    let answer = lab.call(Method::GET, "/gateway/services", "").await;
+    let look: GatewayReport = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(look.services, report.services);
+    assert!(look.names.is_empty() && look.routes.is_empty());
+    let path = "/gateway/routes/nobody.prox.local";
+    assert_eq!(lab.call(Method::GET, path, "").await.status, 404);
     let answer = lab.call(Method::GET, "/health", "").await;
     assert_eq!(
         answer.body,

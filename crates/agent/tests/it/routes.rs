@@ -252,6 +252,14 @@ async fn health_is_tried_when_asked() {
         .map(|r| (r.host.as_str(), r.healthy))
         .collect();
     assert_eq!(healthy, [("dead.x", false), ("live.x", true)]);
+    for (host, healthy) in [
+        ("dead.x", Some(false)),
+        ("live.x", Some(true)),
+        ("no.x", None),
+    ] {
+        let one = lab.table.report_of(&host.parse().unwrap()).await;
+        assert_eq!(one.map(|r| r.healthy), healthy, "{host}");
+    }
     let mut client = lab.connect("dead.x").await;
     assert_eq!(
         hear(&mut client).await,

@@ -12,6 +12,7 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::{Mutex as StdMutex, MutexGuard as StdMutexGuard, PoisonError};
 
 use api::MacAddr;
 use engine::ports::{GuestSpec, PortError};
@@ -185,16 +186,63 @@ pub(super) async fn remove(guests: &Path) -> Result<(), PortError> {
     }
 }
 
+/// Guests that are about to start and are not in the table yet. Whoever has the table next adds them all, so
+/// that many starts at once cost a few programs.
+static WAITING: StdMutex<Waiting> = StdMutex::new(Waiting {
+    number: 0,
+    added: 0,
+    statements: Vec::new(),
+});
+
+#[derive(Debug)]
+struct Waiting {
+    /// The last number given out.
+    number: u64,
+    /// The highest number of one that is in the table, with all before it.
+    added: u64,
+    /// By number.
+    statements: Vec<(u64, String)>,
+}
+
+impl Waiting {
+    fn push(&mut self, statements: String) -> u64 {
+        self.number += 1;
+        self.statements.push((self.number, statements));
+        self.number
+    }
+}
+
+fn waiting() -> StdMutexGuard<'static, Waiting> {
+    WAITING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Lets a guest speak that is about to start.
 pub(crate) async fn admit(guests: &Path, spec: &GuestSpec) -> Result<(), PortError> {
+    let number = waiting().push(change("add", &ports(spec)));
     let locked = TABLE_LOCK.lock().await;
-    let what = format!("let guest {} speak on its port", spec.id);
-    let add = change("add", &ports(spec));
-    match nft(&what, add).await {
+    let (add, last) = {
+        let waiting = waiting();
+        if waiting.added >= number {
+            return Ok(());
+        }
+        let all = waiting.statements.iter();
+        let all: String = all.map(|(_, add)| add.as_str()).collect();
+        (all, waiting.number)
+    };
+    let added = match nft("let guests speak on their ports", add).await {
         Ok(()) => Ok(()),
-        // Somebody flushed the rules: they come back with this guest in them.
+        // Somebody flushed the rules: they come back with these guests in them.
         Err(_) => load(guests, &locked).await,
+    };
+    let mut waiting = waiting();
+    if added.is_ok() {
+        waiting.added = last;
+        waiting.statements.retain(|(whose, _)| *whose > last);
+    } else {
+        // The others try for themselves.
+        waiting.statements.retain(|(whose, _)| *whose != number);
     }
+    added
 }
 
 /// Takes the right to speak from a guest that is gone.

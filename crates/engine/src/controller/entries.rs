@@ -41,11 +41,8 @@ impl Controller {
         names::check_route_host(&zone.spec, host)?;
         let instance = self.app_in(&zone, &settings.instance).await?;
         check_port(settings.port)?;
-        let known = self.ports().store.entries(&zone.spec.name).await?;
-        let known = known.into_iter().find_map(|entry| match entry {
-            Entry::Route(route) if route.host == *host => Some(route.policy),
-            _ => None,
-        });
+        let known = self.added_route(&zone, host).await?;
+        let known = known.map(|route| route.policy);
         let entry = Entry::Route(RouteEntry {
             host: host.clone(),
             instance: instance.id,

@@ -24,7 +24,7 @@ mod views;
 mod ways;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use api::{InstanceId, OperationId, ZoneName};
@@ -74,7 +74,9 @@ struct Inner {
     feed: Feed,
     workers: Workers,
     pace: Pace,
-    gateway_locks: Mutex<HashMap<ZoneName, Arc<tokio::sync::Mutex<()>>>>,
+    gateway_turns: Mutex<HashMap<ZoneName, Arc<gateway_sync::Turns>>>,
+    /// Zones that are looked at soon.
+    soon: Mutex<HashSet<ZoneName>>,
 }
 
 /// What a worker looks after.
@@ -100,7 +102,8 @@ impl Controller {
                 feed: Feed::default(),
                 workers: Workers::default(),
                 pace,
-                gateway_locks: Mutex::default(),
+                gateway_turns: Mutex::default(),
+                soon: Mutex::default(),
             }),
         }
     }

@@ -283,11 +283,11 @@ impl Run<'_> {
             let Err(error) = gateway.probe(appliance, request).await else {
                 return Ok(());
             };
-            if gateway.read(appliance).await.is_ok() || began.elapsed() >= patience {
+            if gateway.look(appliance).await.is_ok() || began.elapsed() >= patience {
                 return Err(error.into());
             }
             self.wake_zone();
-            while gateway.read(appliance).await.is_err() && began.elapsed() < patience {
+            while gateway.look(appliance).await.is_err() && began.elapsed() < patience {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }
@@ -327,9 +327,9 @@ impl Run<'_> {
     }
 
     async fn settle(&mut self, action: InstanceAction) -> Result<(), StepError> {
-        if action == InstanceAction::SettleRunning {
+        if action == InstanceAction::SettleRunning && self.recorder.is_asked_for() {
             // Its lease is remembered from now on.
-            self.wake_zone();
+            self.controller.wake_soon(&self.zone.spec.name);
         }
         let record = &mut self.record;
         match action {
@@ -432,8 +432,7 @@ impl Run<'_> {
                 }
             }
         }
-        self.controller
-            .wake(Object::Zone(self.zone.spec.name.clone()));
+        self.controller.wake_soon(&self.zone.spec.name);
         if !left {
             if let Some((step, cause)) = errors.first() {
                 tracing::warn!(instance = %self.record.name, step, "deleted, but: {cause}");

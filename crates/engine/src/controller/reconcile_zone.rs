@@ -175,7 +175,7 @@ impl Controller {
     ) -> Result<String, StepError> {
         let began = Instant::now();
         loop {
-            let sick = match self.ports().gateway.read(&zone.appliance).await {
+            let sick = match self.ports().gateway.look(&zone.appliance).await {
                 Ok(report) => {
                     self.remember_leases(zone, &report).await?;
                     let sick = super::drift::sick_parts(&report, &zone.spec);

@@ -40,7 +40,7 @@ impl Controller {
     ) -> Result<Settled, Error> {
         let mut outcome = self.look_after_gateway(zone, BLINK).await;
         if outcome.is_err() {
-            let report = self.ports().gateway.read(&zone.appliance).await.ok();
+            let report = self.ports().gateway.look(&zone.appliance).await.ok();
             if let Some(revival) = plan_revival(&zone.spec, report.as_ref(), tries) {
                 outcome = self.revive(zone, &revival, recorder).await;
             }

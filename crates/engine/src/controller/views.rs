@@ -1,6 +1,6 @@
 //! What people look at: read when asked, from the store and from the appliances, never remembered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::app::{App, AppStatus, RecipeSummary};
 use api::gateway::{
@@ -8,16 +8,17 @@ use api::gateway::{
     ZoneStatus,
 };
 use api::operation::Operation;
-use api::{HostName, OperationId};
+use api::{HostName, InstanceName, OperationId};
 use wire::gateway::edge::SiteReport;
-use wire::gateway::{GatewayReport, Route};
+use wire::gateway::{GatewayReport, Route, RouteReport};
 
 use super::Controller;
 use super::drift::sick_parts;
 use crate::catalog::Recipe;
 use crate::error::Error;
 use crate::gateway;
-use crate::gateway::entry::Entry;
+use crate::gateway::entry::{Entry, RouteEntry, route_key};
+use crate::instance::InstanceRecord;
 use crate::ports::GuestState;
 use crate::zone::{ZoneDesired, ZoneRecord, ZoneSpec};
 
@@ -237,58 +238,95 @@ impl Controller {
     pub async fn routes(&self, name: Option<&str>) -> Result<Vec<RouteView>, Error> {
         let zone = self.zone_up_record(name).await?;
         let report = self.read_gateway(&zone).await?;
-        let instances = self.ports().store.instances().await?;
-        let entries = self.ports().store.entries(&zone.spec.name).await?;
-        let wanted = gateway::desired(&zone.spec, &instances, &[], &entries)?.routes;
-        // Those of apps that do not run are closed.
-        let closed = entries.iter().filter_map(|entry| match entry {
-            Entry::Route(r) if !wanted.iter().any(|w| w.host == r.host) => Some(Route {
-                host: r.host.clone(),
-                instance: r.instance.clone(),
-                port: r.port,
-                policy: r.policy.clone(),
-            }),
-            _ => None,
-        });
-        let all = wanted.iter().cloned().map(|r| (r, true));
-        let all = all.chain(closed.map(|r| (r, false)));
-        let mut views: Vec<RouteView> = all
-            .filter_map(|(route, wanted)| {
-                let instance = instances.iter().find(|i| i.id == route.instance)?;
-                let open = report.routes.iter().find(|r| r.host == route.host);
-                let added = |e: &Entry| matches!(e, Entry::Route(r) if r.host == route.host);
-                Some(RouteView {
-                    instance: instance.name.clone(),
-                    instance_id: route.instance,
-                    port: route.port,
-                    health: match open {
-                        _ if !wanted => "closed",
-                        None => "missing",
-                        Some(r) if r.healthy => "healthy",
-                        Some(_) => "unhealthy",
-                    }
-                    .into(),
-                    connections: open.map_or(0, |r| r.connections),
-                    builtin: !entries.iter().any(added),
-                    redirect_https: route.policy.redirect_https,
-                    auth: route.policy.auth.as_ref().map(|a| a.kind().to_owned()),
-                    max_body_bytes: route.policy.max_body_bytes,
-                    timeout_ms: route.policy.answer_within_ms,
-                    host: route.host,
-                })
-            })
-            .collect();
-        views.sort_by(|a, b| a.host.cmp(&b.host));
-        Ok(views)
+        let open = report.routes.into_iter().map(|r| (r.host.clone(), r));
+        let open: BTreeMap<_, _> = open.collect();
+        let routes = self.wanted_routes(&zone).await?.into_values();
+        Ok(routes.map(|r| r.view(open.get(&r.route.host))).collect())
     }
 
     /// One route.
     pub async fn route(&self, zone: Option<&str>, host: &str) -> Result<RouteView, Error> {
         let host: HostName = host.parse()?;
-        let all = self.routes(zone).await?;
-        all.into_iter()
-            .find(|r| r.host == host)
-            .ok_or(Error::UnknownRoute(host))
+        let zone = self.zone_up_record(zone).await?;
+        let wanted = self.wanted_route(&zone, &host).await?;
+        let wanted = wanted.ok_or_else(|| Error::UnknownRoute(host.clone()))?;
+        let open = self.ports().gateway.route(&zone.appliance, &host).await?;
+        Ok(wanted.view(open.as_ref()))
+    }
+
+    /// What people added for a host name.
+    pub(super) async fn added_route(
+        &self,
+        zone: &ZoneRecord,
+        host: &HostName,
+    ) -> Result<Option<RouteEntry>, Error> {
+        let store = &self.ports().store;
+        let entry = store.entry(&zone.spec.name, &route_key(host)).await?;
+        Ok(entry.and_then(|entry| match entry {
+            Entry::Route(route) => Some(route),
+            _ => None,
+        }))
+    }
+
+    /// As [`Controller::wanted_routes`], one of them: what it costs does not grow with their number.
+    async fn wanted_route(
+        &self,
+        zone: &ZoneRecord,
+        host: &HostName,
+    ) -> Result<Option<WantedRoute>, Error> {
+        let store = &self.ports().store;
+        let opens = |app: &InstanceRecord| app.published && app.routed;
+        if let Some(added) = self.added_route(zone, host).await? {
+            let app = store.instance(&added.instance).await?;
+            return Ok(app.map(|app| WantedRoute {
+                is_open: opens(&app),
+                route: gateway::added(&added),
+                instance: app.name,
+                builtin: false,
+            }));
+        }
+        let instances = store.instances().await?;
+        let mut members = instances.into_iter().filter(|i| i.zone == zone.spec.name);
+        let own = members.find(|i| opens(i) && i.host(&zone.spec) == *host);
+        Ok(own.and_then(|app| {
+            Some(WantedRoute {
+                route: app.route(&zone.spec)?,
+                instance: app.name,
+                is_open: true,
+                builtin: true,
+            })
+        }))
+    }
+
+    /// The routes of a zone by host: apps' own and added ones, those of apps that do not run too.
+    async fn wanted_routes(
+        &self,
+        zone: &ZoneRecord,
+    ) -> Result<BTreeMap<HostName, WantedRoute>, Error> {
+        let instances = self.ports().store.instances().await?;
+        let entries = self.ports().store.entries(&zone.spec.name).await?;
+        let names: BTreeMap<_, _> = instances.iter().map(|i| (&i.id, &i.name)).collect();
+        let added = entries.iter().filter_map(|entry| match entry {
+            Entry::Route(route) => Some(route),
+            _ => None,
+        });
+        let hosts: BTreeSet<_> = added.clone().map(|route| &route.host).collect();
+        let open = gateway::desired(&zone.spec, &instances, &[], &entries)?.routes;
+        let open = open.into_iter().map(|route| (route, true));
+        // What is wanted open stands last, and so it counts.
+        let all = added
+            .map(|route| (gateway::added(route), false))
+            .chain(open);
+        let all = all.filter_map(|(route, is_open)| {
+            let wanted = WantedRoute {
+                instance: (*names.get(&route.instance)?).clone(),
+                builtin: !hosts.contains(&route.host),
+                is_open,
+                route,
+            };
+            Some((wanted.route.host.clone(), wanted))
+        });
+        Ok(all.collect())
     }
 
     /// The zone's own certificate authority.
@@ -387,5 +425,42 @@ impl Controller {
     /// The newest operations.
     pub async fn operations(&self) -> Result<Vec<Operation>, Error> {
         Ok(self.ports().store.operations(50).await?)
+    }
+}
+
+/// A route as it should be.
+struct WantedRoute {
+    route: Route,
+    /// The app it leads to.
+    instance: InstanceName,
+    /// An app's own name with the settings that it has by itself.
+    builtin: bool,
+    /// Not when the app does not run.
+    is_open: bool,
+}
+
+impl WantedRoute {
+    /// Together with what the appliance says of it.
+    fn view(&self, open: Option<&RouteReport>) -> RouteView {
+        let (route, policy) = (&self.route, &self.route.policy);
+        RouteView {
+            instance: self.instance.clone(),
+            instance_id: route.instance.clone(),
+            port: route.port,
+            health: match open {
+                _ if !self.is_open => "closed",
+                None => "missing",
+                Some(r) if r.healthy => "healthy",
+                Some(_) => "unhealthy",
+            }
+            .into(),
+            connections: open.map_or(0, |r| r.connections),
+            builtin: self.builtin,
+            redirect_https: policy.redirect_https,
+            auth: policy.auth.as_ref().map(|a| a.kind().to_owned()),
+            max_body_bytes: policy.max_body_bytes,
+            timeout_ms: policy.answer_within_ms,
+            host: route.host.clone(),
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! One task per zone and per instance: idempotent reconciliations, one at a time per object, woken by
 //! requests and by a timer. Owns the tasks; knows nothing of what they reconcile.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use api::ZoneName;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 
@@ -15,6 +16,10 @@ use super::{Controller, Object};
 pub(super) const PERIOD: Duration = Duration::from_secs(30);
 /// How often a zone is: everything in it waits for its appliance.
 const ZONE_PERIOD: Duration = Duration::from_secs(10);
+
+/// When a zone is looked at for what can wait, such as the lease of a new guest: one look is for all that
+/// came meanwhile.
+const SOON: Duration = Duration::from_secs(1);
 
 /// How long a controller waits for what may take its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +122,24 @@ impl Controller {
             attention,
         };
         tasks.insert(object, task);
+    }
+
+    /// Wakes a zone's worker in a moment, however often this is called until then.
+    pub(super) fn wake_soon(&self, zone: &ZoneName) {
+        if !self.soon().insert(zone.clone()) {
+            return;
+        }
+        let (controller, zone) = (self.clone(), zone.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(SOON).await;
+            controller.soon().remove(&zone);
+            controller.wake(Object::Zone(zone));
+        });
+    }
+
+    fn soon(&self) -> MutexGuard<'_, HashSet<ZoneName>> {
+        let zones = self.inner.soon.lock();
+        zones.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the worker of an object is at.

@@ -152,6 +152,9 @@ impl Entry {
 /// The part of the store that keeps entries. Every method is one transaction.
 #[async_trait]
 pub trait EntryStore: Send + Sync {
+    /// The entry of a zone with this key.
+    async fn entry(&self, zone: &ZoneName, key: &str) -> Result<Option<Entry>, StoreError>;
+
     /// All entries of a zone, by key.
     async fn entries(&self, zone: &ZoneName) -> Result<Vec<Entry>, StoreError>;
 

@@ -268,3 +268,51 @@ async fn a_port_of_the_node_leads_to_one_zone() {
         .unwrap();
     controller.publish_port(Some(loser), late).await.unwrap();
 }
+
+#[tokio::test]
+async fn one_apply_tells_the_appliance_what_many_have_written() {
+    let ruled = Ruled::with_app("web").await;
+    let applies = || {
+        let calls = ruled.node.calls.lock().unwrap();
+        calls.iter().filter(|c| c.starts_with("apply ")).count()
+    };
+    let before = applies();
+    ruled.node.hold("apply");
+    let put = |number: usize| {
+        let controller = ruled.controller.clone();
+        tokio::spawn(async move {
+            let host = host(&format!("route-{number}.prox.local"));
+            let to = settings("web", 80);
+            let put = controller.put_route(None, &host, &to, false);
+            put.await.unwrap().0.health
+        })
+    };
+    let all: Vec<_> = (0..40).map(put).collect();
+    // The first of them is held; when all have written, the next apply brings the rest.
+    while entries(&ruled).await.len() < all.len() {
+        tokio::task::yield_now().await;
+    }
+    ruled.node.mend("apply");
+    for put in all {
+        assert_eq!(put.await.unwrap(), "healthy");
+    }
+    assert_eq!(ruled.gateway().routes.len(), 41);
+    let applied = applies() - before;
+    assert!(applied < 10, "{applied} applies for 40 routes");
+}
+
+#[tokio::test]
+async fn an_apply_that_fails_serves_nobody() {
+    let ruled = Ruled::with_app("web").await;
+    ruled.node.fail("apply", "no way there");
+    let put = async |name: &str| {
+        let (host, to) = (host(name), settings("web", 80));
+        let put = ruled.controller.put_route(None, &host, &to, false);
+        put.await.map(|(view, _)| view.health)
+    };
+    let (one, other) = tokio::join!(put("one.prox.local"), put("other.prox.local"));
+    assert_eq!(code(&one.unwrap_err()), code(&other.unwrap_err()));
+    ruled.node.mend("apply");
+    assert_eq!(put("one.prox.local").await.unwrap(), "healthy");
+    assert_eq!(ruled.gateway().routes.len(), 3);
+}

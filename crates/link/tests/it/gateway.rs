@@ -10,7 +10,7 @@ use axum::{Json, Router};
 use link::LinkError;
 use wire::agent::Scope;
 use wire::gateway::{
-    GatewayDiff, GatewayReport, GatewayState, ProbeRequest, Readiness, ZoneNetwork,
+    GatewayDiff, GatewayReport, GatewayState, ProbeRequest, Readiness, RouteReport, ZoneNetwork,
 };
 
 use crate::lab::{ADDRESS, APPLIANCE, Lab, id};
@@ -78,6 +78,19 @@ async fn state_report_and_probes_go_over_one_connection_to_the_relay() {
             }),
         )
         .route(
+            "/gateway/routes/web.prox.local",
+            get(async || {
+                Json(RouteReport {
+                    host: "web.prox.local".parse().unwrap(),
+                    instance: id(APPLIANCE),
+                    address: [10, 20, 0, 100].into(),
+                    port: 80,
+                    healthy: true,
+                    connections: 3,
+                })
+            }),
+        )
+        .route(
             "/probe",
             post(async |Json(probe): Json<ProbeRequest>| match probe.port {
                 80 => StatusCode::NO_CONTENT.into_response(),
@@ -99,6 +112,12 @@ async fn state_report_and_probes_go_over_one_connection_to_the_relay() {
     assert_eq!(said.scope, [Scope::Gateway]);
     let diff = lab.link.gateway_apply(&appliance, &state()).await.unwrap();
     assert_eq!(diff.services_changed, ["prox.local"]);
+    let route = async |host: &str| {
+        let host = host.parse().unwrap();
+        lab.link.gateway_route(&appliance, &host).await.unwrap()
+    };
+    assert_eq!(route("web.prox.local").await.unwrap().connections, 3);
+    assert_eq!(route("other.prox.local").await, None);
     assert!(lab.link.probe(&appliance, &probe(80)).await.unwrap().ready);
     let late = lab.link.probe(&appliance, &probe(81)).await.unwrap();
     assert_eq!(

@@ -82,7 +82,8 @@ fn beside(
     ours
 }
 
-fn run(caller: &mut Caller, path: &str, argv: &[&str]) -> anyhow::Result<String> {
+/// What a command in a guest writes to its standard output.
+pub fn run(caller: &mut Caller, path: &str, argv: &[&str]) -> anyhow::Result<String> {
     let answer = caller.ok("POST", path, &json!({ "argv": argv }).to_string())?;
     let result: ExecResult = serde_json::from_slice(&answer)?;
     ensure!(
