@@ -262,7 +262,19 @@ pub(crate) async fn actions(
         }
     };
     let pending = Pending::default();
-    match state.audit.intent(entry).await {
+    // A command's guest is looked for while the disk takes the intent.
+    let guest = (entry.action == "instance.exec").then(|| entry.target.clone());
+    let looking = async {
+        match &guest {
+            Some(name) => state.controller.find_guest(name).await,
+            None => None,
+        }
+    };
+    let (intent, found) = tokio::join!(state.audit.intent(entry), looking);
+    if let Some(found) = found {
+        parts.extensions.insert(found);
+    }
+    match intent {
         Ok(intent) => pending.put(intent),
         Err(e) => return Ok(recorded(unavailable(&e).into_response(), &state.audit)),
     }

@@ -7,6 +7,7 @@ use axum::extract::{Path, State as Extract};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
+use engine::controller::FoundGuest;
 use http::HeaderMap;
 use http::header::ACCEPT;
 
@@ -30,6 +31,7 @@ pub(crate) async fn exec(
     Extract(state): Extract<State>,
     Path(name): Path<String>,
     Extension(pending): Extension<Pending>,
+    found: Option<Extension<FoundGuest>>,
     headers: HeaderMap,
     Body(request): Body<ExecRequest>,
 ) -> Result<Response, Failed> {
@@ -41,7 +43,8 @@ pub(crate) async fn exec(
         start.exec.timeout_ms.get_or_insert(DEFAULT_TIMEOUT_MS);
         return crate::sessions::stream(&state, &pending, &name, &start).await;
     }
-    let result = state.controller.exec(&name, &request).await?;
+    let found = found.map(|Extension(found)| found);
+    let result = state.controller.exec_in(found, &name, &request).await?;
     Ok((Extension(Told::ran(&result)), Json(result)).into_response())
 }
 

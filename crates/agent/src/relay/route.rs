@@ -12,7 +12,8 @@
 //! A `watch` channel a route carries its target and policy to all of its tasks; dropping the sender is
 //! how a route ends. Never looks into the bytes and never connects anywhere but to the given target.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::net::SocketAddrV4;
 use std::os::unix::fs::PermissionsExt;
@@ -149,8 +150,12 @@ impl RouteTable {
     /// target; returns both, and what could not be opened.
     pub fn open(&self, targets: &BTreeMap<HostName, Target>) -> (Vec<HostName>, Vec<FileError>) {
         let (mut opened, mut failed) = (Vec::new(), Vec::new());
+        let there = match self.sockets() {
+            Ok(there) => there,
+            Err(error) => return (opened, vec![error]),
+        };
         for (host, target) in targets {
-            match self.open_one(host, target) {
+            match self.open_one(host, target, &there) {
                 Ok(true) => opened.push(host.clone()),
                 Ok(false) => {}
                 Err(error) => failed.push(error),
@@ -159,18 +164,32 @@ impl RouteTable {
         (opened, failed)
     }
 
-    fn open_one(&self, host: &HostName, target: &Target) -> Result<bool, FileError> {
+    /// The names of all sockets that are there. Read at once: asked one by one, a thousand take longer than
+    /// everything else that a new route needs.
+    fn sockets(&self) -> Result<BTreeSet<OsString>, FileError> {
+        let failed = || FileError::new("list", &self.directory);
+        let entries = fs::read_dir(&self.directory).map_err(failed())?;
+        let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
+        names.collect::<Result<_, _>>().map_err(failed())
+    }
+
+    fn open_one(
+        &self,
+        host: &HostName,
+        target: &Target,
+        there: &BTreeSet<OsString>,
+    ) -> Result<bool, FileError> {
         let mut routes = self.locked();
-        let path = self.directory.join(host.as_str());
         // A socket that somebody removed would never be connected to again: it is made anew.
-        if let Some(route) = routes.get(host).filter(|_| path.exists()) {
+        let is_there = there.contains(OsStr::new(host.as_str()));
+        if let Some(route) = routes.get(host).filter(|_| is_there) {
             return Ok(route.target.send_if_modified(|now| {
                 let differs = now != target;
                 now.clone_from(target);
                 differs
             }));
         }
-        let listener = self.listen(&path)?;
+        let listener = self.listen(&self.directory.join(host.as_str()))?;
         let route = OpenRoute {
             target: watch::Sender::new(target.clone()),
             connections: Arc::default(),

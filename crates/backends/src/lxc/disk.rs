@@ -148,7 +148,7 @@ fn copy_range(
 /// Mounts a guest's disk, if it has one and it is not mounted.
 pub(super) async fn mount(dir: &GuestDir) -> Result<(), PortError> {
     let (image, disk) = (dir.disk_image(), dir.disk());
-    if !image.exists() || is_mounted(&disk)? {
+    if !image.exists() || device_of(&disk)?.is_some() {
         return Ok(());
     }
     own_directory(&disk, 0o755)?;
@@ -158,8 +158,25 @@ pub(super) async fn mount(dir: &GuestDir) -> Result<(), PortError> {
         .arg(&disk)
         .deadline(Duration::from_secs(30))
         .run()
-        .await
-        .map(drop)
+        .await?;
+    keep_once(&disk).await
+}
+
+/// Has what the guest writes go from its own file system straight to the image's blocks. Else the node keeps it in
+/// memory a second time, and whoever flushes waits for two copies. A file system that can't do that keeps it twice.
+async fn keep_once(disk: &Path) -> Result<(), PortError> {
+    let Some(device) = device_of(disk)? else {
+        return Ok(());
+    };
+    let straight = Program::new(format!("write straight through {device}"), "losetup")
+        .args(["--direct-io=on", &device])
+        .deadline(Duration::from_secs(30))
+        .run()
+        .await;
+    if let Err(error) = straight {
+        tracing::debug!(%error, "the guest's writes are kept in the node's memory, too");
+    }
+    Ok(())
 }
 
 /// Unmounts a guest's disk, if it is mounted. Goes below a file system that is busy for a moment
@@ -168,7 +185,7 @@ pub(super) async fn unmount(dir: &GuestDir) -> Result<(), PortError> {
     let disk = dir.disk();
     let mut last = None;
     for _ in 0..UNMOUNTS {
-        if !is_mounted(&disk)? {
+        if device_of(&disk)?.is_none() {
             return Ok(());
         }
         // It waits until all of it is written to the image.
@@ -186,11 +203,15 @@ pub(super) async fn unmount(dir: &GuestDir) -> Result<(), PortError> {
     last.map_or(Ok(()), Err)
 }
 
-fn is_mounted(path: &Path) -> Result<bool, PortError> {
+/// What is mounted there, as the mount table names it; nothing when nothing is.
+fn device_of(path: &Path) -> Result<Option<String>, PortError> {
     let table = fs::read_to_string("/proc/self/mountinfo")
         .map_err(|e| PortError::new("read the mount table", e))?;
     let wanted = path.to_string_lossy();
-    Ok(table.lines().any(|l| l.split(' ').nth(4) == Some(&*wanted)))
+    let mut lines = table.lines();
+    let line = lines.find(|l| l.split(' ').nth(4) == Some(&*wanted));
+    let source = line.and_then(|l| l.split_once(" - ")?.1.split(' ').nth(1));
+    Ok(line.map(|_| source.unwrap_or_default().to_owned()))
 }
 
 #[cfg(test)]

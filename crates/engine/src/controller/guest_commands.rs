@@ -7,7 +7,7 @@ use api::exec::{Encoding, ExecRequest, ExecResult, decode, encode};
 use api::session::SessionStart;
 
 use super::Controller;
-use super::ways::no_channel;
+use super::ways::{FoundGuest, no_channel};
 use crate::error::Error;
 use crate::instance::InstanceRecord;
 use crate::ports::{
@@ -24,8 +24,19 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 impl Controller {
     /// Runs a command in an instance, or in a zone's appliance by its name.
     pub async fn exec(&self, name: &str, request: &ExecRequest) -> Result<ExecResult, Error> {
+        self.exec_in(None, name, request).await
+    }
+
+    /// The same, for a guest that may have been found already.
+    pub async fn exec_in(
+        &self,
+        found: Option<FoundGuest>,
+        name: &str,
+        request: &ExecRequest,
+    ) -> Result<ExecResult, Error> {
         let command = check_command(request)?;
-        let way = self.way_to(name, request.channel.as_deref()).await?;
+        let asked = request.channel.as_deref();
+        let way = self.way_to_found(found, name, asked).await?;
         let mut last = None;
         for channel in &way.channels {
             match channel.run(&way.target, command.clone()).await {

@@ -40,6 +40,7 @@ use worker::Workers;
 pub(crate) use attention::Attention;
 
 pub use requests::{DownOptions, Power};
+pub use ways::FoundGuest;
 pub use worker::Pace;
 
 /// The ports a controller works through.

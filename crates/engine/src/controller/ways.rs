@@ -11,7 +11,13 @@ use crate::instance::{InstanceRecord, Workload};
 use crate::ports::{Channel, ChannelError, ChannelTarget};
 use crate::zone::ZoneRecord;
 
+/// A guest that was looked for ahead of a call, and how it is reached. Good for that call only: the next one may
+/// find it elsewhere, or stopped.
+#[derive(Clone)]
+pub struct FoundGuest(Way);
+
 /// How a guest is reached.
+#[derive(Clone)]
 pub(super) struct Way {
     pub(super) target: ChannelTarget,
     pub(super) channels: Vec<Arc<dyn Channel>>,
@@ -34,23 +40,26 @@ impl Controller {
     /// The guest of that name and the channels that may be used for it, first choice first. One that is
     /// asked for by name must be among them: a caller can't widen what the operator allowed.
     pub(super) async fn way_to(&self, name: &str, asked: Option<&str>) -> Result<Way, Error> {
-        let mut way = self.guest_named(name).await?;
-        let Some(asked) = asked else {
-            return Ok(way);
-        };
-        let names: Vec<&str> = way.channels.iter().map(|c| c.name()).collect();
-        let hint = format!(
-            "channels of {name}: {}; an operator adds to those of apps with `nodes.NAME.channels`",
-            names.join(", ")
-        );
-        way.channels.retain(|c| c.name() == asked);
-        if way.channels.is_empty() {
-            return Err(Error::BadRequest {
-                what: format!("{name} is not reached by the channel {asked:?}"),
-                hint,
-            });
+        allowed(self.guest_named(name).await?, name, asked)
+    }
+
+    /// Looks for a guest that the next call will need, so that whoever has to wait for something else meanwhile
+    /// waits once. None when there is none that could be reached; the call itself says why.
+    pub async fn find_guest(&self, name: &str) -> Option<FoundGuest> {
+        self.guest_named(name).await.ok().map(FoundGuest)
+    }
+
+    /// As [`Controller::way_to`], for a guest that may have been found already.
+    pub(super) async fn way_to_found(
+        &self,
+        found: Option<FoundGuest>,
+        name: &str,
+        asked: Option<&str>,
+    ) -> Result<Way, Error> {
+        match found {
+            Some(FoundGuest(way)) => allowed(way, name, asked),
+            None => self.way_to(name, asked).await,
         }
-        Ok(way)
     }
 
     /// The channels that may be used for an instance: sandboxes by their agent only, apps as the node's
@@ -121,4 +130,24 @@ impl Controller {
         let record = self.instance_named(name).await?;
         Err(Error::UnknownZone(record.zone.to_string()))
     }
+}
+
+/// The way with the channels that a caller may use: all of them, or the one asked for.
+fn allowed(mut way: Way, name: &str, asked: Option<&str>) -> Result<Way, Error> {
+    let Some(asked) = asked else {
+        return Ok(way);
+    };
+    let names: Vec<&str> = way.channels.iter().map(|c| c.name()).collect();
+    let hint = format!(
+        "channels of {name}: {}; an operator adds to those of apps with `nodes.NAME.channels`",
+        names.join(", ")
+    );
+    way.channels.retain(|c| c.name() == asked);
+    if way.channels.is_empty() {
+        return Err(Error::BadRequest {
+            what: format!("{name} is not reached by the channel {asked:?}"),
+            hint,
+        });
+    }
+    Ok(way)
 }
