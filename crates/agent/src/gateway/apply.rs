@@ -30,7 +30,8 @@ use super::state::LoadError;
 use super::system::{CommandError, System};
 use super::validate::{InvalidState, validate};
 use super::{
-    Gateway, authority, caddy, dnsmasq, hosts, identity, kernel, leases, nftables, report, state,
+    Gateway, authority, caddy, claims, dnsmasq, hosts, identity, kernel, leases, nftables, report,
+    state,
 };
 use crate::durable::{self, FileError, Keep};
 use crate::relay::route::Target;
@@ -109,10 +110,12 @@ impl<S: System> Gateway<S> {
     pub async fn apply(&self, state: GatewayState) -> Result<GatewayDiff, ApplyError> {
         validate(&state, self.paths.longest_route_host())?;
         self.save(&state).await.map_err(ApplyError::Save)?;
+        let mut progress = Progress::default();
+        let withdrawn = claims::withdraw(&self.paths, self.accepted.borrow().as_ref(), &state);
+        progress.note("claims of names", withdrawn);
         self.accepted.send_replace(Some(state.clone()));
         self.egress.accept(&state);
 
-        let mut progress = Progress::default();
         let targets = Target::all_of(&state);
         progress.diff.routes_closed = self.routes.close_others(&targets);
         let plan = self.plan_hosts(&state, &mut progress).await;
@@ -359,6 +362,10 @@ mod tests {
         }
     }
 
+    fn found(paths: &super::super::paths::Paths) -> hosts::HostFiles {
+        hosts::Reader::default().read(paths).unwrap()
+    }
+
     #[tokio::test]
     async fn the_first_apply_does_everything_and_the_second_nothing() {
         let Lab { gateway, _root } = lab();
@@ -427,14 +434,7 @@ mod tests {
         );
         assert_eq!(gateway.system.released.lock().unwrap().len(), 1);
         assert!(!gateway.paths.routes().join("web.prox.local").exists());
-        assert_eq!(
-            hosts::Reader::default()
-                .read(&gateway.paths)
-                .unwrap()
-                .names
-                .len(),
-            1
-        );
+        assert_eq!(found(&gateway.paths).names.len(), 1);
     }
 
     #[tokio::test]
@@ -449,14 +449,7 @@ mod tests {
         // The answer is not `Closed`, so a failed signal is a failure: the files are gone already.
         *gateway.system.fails.lock().unwrap() = Some("SIGHUP");
         gateway.apply(state.clone()).await.unwrap_err();
-        assert_eq!(
-            hosts::Reader::default()
-                .read(&gateway.paths)
-                .unwrap()
-                .reservations
-                .len(),
-            1
-        );
+        assert_eq!(found(&gateway.paths).reservations.len(), 1);
         *gateway.system.fails.lock().unwrap() = None;
         gateway.system.commands();
         gateway.apply(state.clone()).await.unwrap();

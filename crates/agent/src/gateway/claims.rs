@@ -196,6 +196,22 @@ pub fn follow(paths: &Paths, state: &GatewayState) -> Result<usize, FileError> {
     Ok(changed)
 }
 
+/// Drops the claims of instances of `before` that `now` has no more. Their leases end a moment later, and until then they would
+/// be taken for machines that are nobody's.
+pub fn withdraw(
+    paths: &Paths,
+    before: Option<&GatewayState>,
+    now: &GatewayState,
+) -> Result<(), FileError> {
+    let stay: BTreeSet<Ipv4Addr> = now.hosts.iter().map(|h| h.address).collect();
+    let hosts = before.into_iter().flat_map(|state| &state.hosts);
+    let gone = hosts.filter(|h| !stay.contains(&h.address));
+    for host in gone {
+        durable::remove_if_there(&paths.claims().join(host.address.to_string()))?;
+    }
+    Ok(())
+}
+
 fn label_of(name: &HostName, domain: &Domain) -> Option<InstanceName> {
     let rest = name.as_str().strip_suffix(domain.as_str())?;
     label(
@@ -261,6 +277,20 @@ mod tests {
             state: fake::state(),
             _root: root,
         }
+    }
+
+    #[test]
+    fn an_instance_that_goes_is_not_taken_for_a_stranger() {
+        let mut lab = lab();
+        let before = lab.state.clone();
+        let host = lab.state.hosts.remove(0);
+        let claim = lab.paths.claims().join(host.address.to_string());
+        fs::write(&claim, format!("{} web\n", host.mac)).unwrap();
+        withdraw(&lab.paths, Some(&before), &before).unwrap();
+        assert!(claim.exists(), "it is there still");
+        withdraw(&lab.paths, Some(&before), &lab.state).unwrap();
+        assert!(!claim.exists());
+        assert_eq!(lab.names(), [""; 0]);
     }
 
     impl Lab {

@@ -33,7 +33,7 @@ pub fn save(paths: &Paths, state: &GatewayState) -> Result<(), FileError> {
         // dnsmasq reads its host directories below it as a user of its own.
         durable::directory(parent, 0o755)?;
     }
-    let mut text = serde_json::to_vec(state)
+    let mut text = serde_json::to_vec_pretty(state)
         .map_err(|e| FileError::new("encode", path)(io::Error::other(e)))?;
     text.push(b'\n');
     durable::replace_if_changed(path, &text, 0o600, Keep::Durable).map(|_| ())
