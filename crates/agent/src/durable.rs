@@ -49,14 +49,19 @@ pub fn replace(path: &Path, content: &[u8], mode: u32, keep: Keep) -> Result<(),
     write_temporary(&temporary, content, mode, keep)
         .map_err(FileError::new("write", &temporary))?;
     fs::rename(&temporary, path).map_err(FileError::new("replace", path))?;
-    if keep == Keep::Durable
-        && let Some(directory) = path.parent()
-    {
-        File::open(directory)
-            .and_then(|d| d.sync_all())
-            .map_err(FileError::new("flush", directory))?;
+    if keep == Keep::Durable {
+        flush_directory_of(path)?;
     }
     Ok(())
+}
+
+/// Has what became of the name of a file on the disk when it returns: made, replaced, or removed.
+pub fn flush_directory_of(path: &Path) -> Result<(), FileError> {
+    path.parent().map_or(Ok(()), |directory| {
+        File::open(directory)
+            .and_then(|d| d.sync_all())
+            .map_err(FileError::new("flush", directory))
+    })
 }
 
 /// Replaces `path` only when it does not hold `content` already; says whether it did.

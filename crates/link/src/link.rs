@@ -31,6 +31,7 @@ use wire::identity::Bundle;
 use crate::call::{Answer, Call, Lease, after};
 use crate::connection::{Connection, SendError, describe};
 use crate::error::LinkError;
+use crate::gateway::GivenStates;
 use crate::identity::{Authority, IdentityError, Kind};
 use crate::pool::{Key, Pool};
 use crate::relay::{self, DialError};
@@ -80,6 +81,7 @@ pub struct Link {
     pool: Arc<Pool>,
     guests: TlsConnector,
     relays: TlsConnector,
+    pub(crate) given: GivenStates,
 }
 
 impl std::fmt::Debug for Link {
@@ -130,6 +132,7 @@ impl Link {
         Ok(Self {
             guests: connector(&authority, Kind::Guest)?,
             relays: connector(&authority, Kind::Relay)?,
+            given: GivenStates::default(),
             authority,
             locate,
             pool: Arc::default(),

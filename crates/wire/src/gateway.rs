@@ -1,9 +1,10 @@
 //! The gateway API of an appliance: the whole desired state goes in, the difference that was
 //! applied comes out, and a report tells what holds right now.
 //!
-//! The state is always complete, never a change, so that applying it twice is the same as once and
-//! a lost message loses nothing.
+//! A state is complete, so that applying it twice is the same as once and a lost message loses nothing; who knows
+//! which one an appliance has may send what is new of it ([`change`]).
 
+pub mod change;
 pub mod edge;
 mod egress;
 pub mod policy;

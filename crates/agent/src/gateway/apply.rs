@@ -13,10 +13,11 @@
 
 use std::fmt::Display;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use wire::family::Service;
+use wire::gateway::change::GatewayChange;
 use wire::gateway::{GatewayDiff, GatewayState, ZoneNetwork};
 
 use super::contents::Contents;
@@ -39,6 +40,9 @@ use crate::relay::route::Target;
 /// Why a state does not hold.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
+    /// The change is of a state that the appliance does not have. Nothing was changed.
+    #[error("the change is of another state than the one that this appliance has")]
+    OtherBase,
     /// The state contradicts itself. Nothing was changed.
     #[error(transparent)]
     Invalid(#[from] InvalidState),
@@ -106,37 +110,70 @@ impl<S: System> Gateway<S> {
         }
     }
 
-    /// Makes `state` hold. Must not be called twice at a time; the relay's owner task sees to that.
+    /// Makes `state` hold. This and [`Gateway::apply_change`] must not be called twice at a time; the relay's owner
+    /// task sees to that.
     pub async fn apply(&self, state: GatewayState) -> Result<GatewayDiff, ApplyError> {
+        self.accept(None, Arc::new(state)).await
+    }
+
+    /// Makes hold what `change` makes of the last state, if that is the one with the tag `of`.
+    pub async fn apply_change(
+        &self,
+        of: &str,
+        change: GatewayChange,
+    ) -> Result<GatewayDiff, ApplyError> {
+        let last = self.accepted.borrow().clone();
+        let last = last.filter(|_| self.tag().as_deref() == Some(of));
+        let mut state = Arc::unwrap_or_clone(last.ok_or(ApplyError::OtherBase)?);
+        let changed = change.clone().apply(&mut state);
+        changed.map_err(|_| ApplyError::OtherBase)?;
+        self.accept(Some(change), Arc::new(state)).await
+    }
+
+    /// Checks and saves a state, of which `change` is what is new if there is one, and makes it hold.
+    async fn accept(
+        &self,
+        change: Option<GatewayChange>,
+        state: Arc<GatewayState>,
+    ) -> Result<GatewayDiff, ApplyError> {
         validate(&state, self.paths.longest_route_host())?;
-        self.save(&state).await.map_err(ApplyError::Save)?;
+        let saved = self.save(change, state.clone()).await;
+        saved.map_err(ApplyError::Save)?;
         let mut progress = Progress::default();
-        let withdrawn = claims::withdraw(&self.paths, self.accepted.borrow().as_ref(), &state);
+        let before = self.accepted.borrow().clone();
+        let withdrawn = claims::withdraw(&self.paths, before.as_deref(), &state);
         progress.note("claims of names", withdrawn);
         self.accepted.send_replace(Some(state.clone()));
         self.egress.accept(&state);
+        self.make_hold(&state, progress).await
+    }
 
-        let targets = Target::all_of(&state);
+    async fn make_hold(
+        &self,
+        state: &GatewayState,
+        mut progress: Progress,
+    ) -> Result<GatewayDiff, ApplyError> {
+        let targets = Target::all_of(state);
         progress.diff.routes_closed = self.routes.close_others(&targets);
-        let plan = self.plan_hosts(&state, &mut progress).await;
+        let plan = self.plan_hosts(state, &mut progress).await;
         if let Some(plan) = &plan {
-            let withdrawn = self.withdraw(&state, plan).await;
+            let withdrawn = self.withdraw(state, plan).await;
             progress.note("withdrawing hosts", withdrawn);
         }
         self.set_kernel(&state.network, &mut progress);
-        self.load_firewall(&state, &mut progress).await;
+        self.load_firewall(state, &mut progress).await;
         let restored = leases::restore(&self.paths, &state);
         if progress.note("leases", restored) == Some(true) {
             progress.changed("leases", "restored");
         }
-        self.configure_dnsmasq(&state, &mut progress).await;
+        self.configure_dnsmasq(state, &mut progress).await;
         if let Some(plan) = plan {
             let published = self.publish(&state.network, &plan).await;
             progress.note("publishing hosts", published);
             progress.diff.hosts_withdrawn = plan.withdrawn;
             progress.diff.hosts_published = plan.published;
         }
-        self.configure_caddy(&state, &mut progress).await;
+        self.configure_caddy(state, &mut progress).await;
         let (opened, failed) = self.routes.open(&targets);
         progress.diff.routes_opened = opened;
         progress
@@ -153,9 +190,19 @@ impl<S: System> Gateway<S> {
     }
 
     /// On a thread of its own: a slow disk must not hold up the connections of the routes.
-    async fn save(&self, state: &GatewayState) -> Result<(), FileError> {
-        let (paths, state) = (self.paths.clone(), state.clone());
-        let save = tokio::task::spawn_blocking(move || state::save(&paths, &state));
+    async fn save(
+        &self,
+        change: Option<GatewayChange>,
+        state: Arc<GatewayState>,
+    ) -> Result<(), FileError> {
+        let (paths, saver) = (self.paths.clone(), self.saver.clone());
+        let save = tokio::task::spawn_blocking(move || {
+            let mut saver = saver.lock().unwrap_or_else(PoisonError::into_inner);
+            match change {
+                Some(change) => saver.changed(&paths, &change, &state),
+                None => saver.whole(&paths, &state),
+            }
+        });
         save.await.unwrap_or_else(|e| {
             Err(FileError::new("write", self.paths.state())(
                 std::io::Error::other(e),
@@ -332,265 +379,4 @@ impl<S: System> Activate for Caddy<'_, S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::gateway::fake::{self, FakeSystem, host, route};
-    use crate::gateway::paths::Paths;
-    use crate::relay::route::RouteTable;
-    use wire::family::{Alpine, Debian, Family};
-
-    struct Lab {
-        gateway: Gateway<FakeSystem>,
-        _root: tempfile::TempDir,
-    }
-
-    fn lab() -> Lab {
-        lab_of(&Debian)
-    }
-
-    fn lab_of(family: &'static dyn Family) -> Lab {
-        let root = tempfile::tempdir().unwrap();
-        let paths = Paths::below(root.path());
-        durable::directory(paths.run(), 0o755).unwrap();
-        let routes = RouteTable::new(&paths.routes(), None).unwrap();
-        let system = FakeSystem::new(&paths);
-        let gateway = Gateway::new(paths, system, family, routes);
-        gateway.prepare().unwrap();
-        Lab {
-            gateway,
-            _root: root,
-        }
-    }
-
-    fn found(paths: &super::super::paths::Paths) -> hosts::HostFiles {
-        hosts::Reader::default().read(paths).unwrap()
-    }
-
-    #[tokio::test]
-    async fn the_first_apply_does_everything_and_the_second_nothing() {
-        let Lab { gateway, _root } = lab();
-        let diff = gateway.apply(fake::state()).await.unwrap();
-        insta::assert_debug_snapshot!((diff, gateway.system.commands()));
-        let again = gateway.apply(fake::state()).await.unwrap();
-        assert!(again.is_empty(), "{again:?}");
-        assert_eq!(gateway.system.commands(), ["nft list table inet proximity"]);
-        assert!(gateway.paths.routes().join("web.prox.local").exists());
-    }
-
-    #[tokio::test]
-    async fn another_family_has_the_same_done_by_its_own_means() {
-        let Lab { gateway, _root } = lab_of(&Alpine);
-        gateway.apply(fake::state()).await.unwrap();
-        let services = |commands: Vec<String>| -> Vec<String> {
-            let of_rc = |c: &String| c.starts_with("rc-") || c.starts_with("systemctl");
-            commands.into_iter().filter(of_rc).collect()
-        };
-        let commands = services(gateway.system.commands());
-        assert_eq!(commands, ["rc-service proximity-dnsmasq restart"]);
-        let conf = std::fs::read_to_string(gateway.paths.dnsmasq_conf()).unwrap();
-        assert!(conf.contains("\ngroup=dnsmasq\n"), "{conf}");
-        let mut state = fake::state();
-        state.hosts.remove(0);
-        state.routes.clear();
-        gateway.apply(state).await.unwrap();
-        let commands = services(gateway.system.commands());
-        assert_eq!(commands, ["rc-service proximity-dnsmasq reload"]);
-        let report = gateway.report().await;
-        let states = report
-            .services
-            .iter()
-            .map(|s| format!("{} {}", s.name, s.state));
-        assert_eq!(
-            states.collect::<Vec<_>>(),
-            [
-                "caddy failed",
-                "dnsmasq active",
-                "nftables configured",
-                "relay active"
-            ]
-        );
-    }
-
-    #[tokio::test]
-    async fn a_withdrawn_host_leaves_nothing_behind() {
-        let Lab { gateway, _root } = lab();
-        gateway.apply(fake::state()).await.unwrap();
-        let lease = "1795288022 52:78:00:01:00:64 10.20.0.100 * 01:52:78:00:01:00:64\n";
-        std::fs::write(gateway.paths.leases(), lease).unwrap();
-        gateway.system.commands();
-        let mut state = fake::state();
-        state.hosts.remove(0);
-        state.routes.clear();
-        let diff = gateway.apply(state).await.unwrap();
-        assert_eq!(diff.hosts_withdrawn[0].as_str(), "web");
-        assert_eq!(diff.routes_closed[0].as_str(), "web.prox.local");
-        assert!(diff.hosts_published.is_empty() && diff.services_changed.is_empty());
-        assert_eq!(
-            gateway.system.commands(),
-            [
-                "systemctl kill --signal=SIGHUP dnsmasq.service",
-                "nft list table inet proximity"
-            ]
-        );
-        assert_eq!(gateway.system.released.lock().unwrap().len(), 1);
-        assert!(!gateway.paths.routes().join("web.prox.local").exists());
-        assert_eq!(found(&gateway.paths).names.len(), 1);
-    }
-
-    #[tokio::test]
-    async fn a_crash_between_removal_and_hangup_is_made_good() {
-        let Lab { gateway, _root } = lab();
-        gateway.apply(fake::state()).await.unwrap();
-        let lease = "1795288022 52:78:00:01:00:64 10.20.0.100 * 01:52:78:00:01:00:64\n";
-        std::fs::write(gateway.paths.leases(), lease).unwrap();
-        let mut state = fake::state();
-        state.hosts.remove(0);
-        state.routes.clear();
-        // The answer is not `Closed`, so a failed signal is a failure: the files are gone already.
-        *gateway.system.fails.lock().unwrap() = Some("SIGHUP");
-        gateway.apply(state.clone()).await.unwrap_err();
-        assert_eq!(found(&gateway.paths).reservations.len(), 1);
-        *gateway.system.fails.lock().unwrap() = None;
-        gateway.system.commands();
-        gateway.apply(state.clone()).await.unwrap();
-        assert!(gateway.system.commands()[0].contains("SIGHUP"));
-        assert_eq!(gateway.system.released.lock().unwrap().len(), 1);
-        gateway.system.commands();
-        gateway.apply(state).await.unwrap();
-        assert_eq!(gateway.system.commands(), ["nft list table inet proximity"]);
-    }
-
-    #[tokio::test]
-    async fn a_stranger_loses_the_lease_of_an_address_that_is_reserved() {
-        let Lab { gateway, _root } = lab();
-        let leases = "1 02:00:00:00:00:77 10.20.0.100 * *\n1 02:00:00:00:00:78 10.20.0.140 * *\n";
-        std::fs::write(gateway.paths.leases(), leases).unwrap();
-        gateway.apply(fake::state()).await.unwrap();
-        let left = std::fs::read_to_string(gateway.paths.leases()).unwrap();
-        assert_eq!(left, "1 02:00:00:00:00:78 10.20.0.140 * *");
-    }
-
-    #[tokio::test]
-    async fn a_wrong_state_changes_nothing() {
-        let Lab { gateway, _root } = lab();
-        let mut state = fake::state();
-        state.routes.push(route("x.prox.local", 7, 80));
-        assert!(matches!(
-            gateway.apply(state).await,
-            Err(ApplyError::Invalid(_))
-        ));
-        assert!(gateway.system.commands().is_empty());
-        assert!(!gateway.paths.state().exists());
-    }
-
-    #[tokio::test]
-    async fn a_firewall_that_somebody_flushed_comes_back() {
-        let Lab { gateway, _root } = lab();
-        gateway.apply(fake::state()).await.unwrap();
-        *gateway.system.table.lock().unwrap() = None;
-        let diff = gateway.apply(fake::state()).await.unwrap();
-        assert_eq!(diff.services_changed, ["nftables: loaded"]);
-    }
-
-    #[tokio::test]
-    async fn a_refused_configuration_changes_nothing_and_stops_nothing_else() {
-        let Lab { gateway, _root } = lab();
-        gateway.apply(fake::state()).await.unwrap();
-        let before = std::fs::read(gateway.paths.caddyfile()).unwrap();
-        *gateway.system.fails.lock().unwrap() = Some("caddy validate");
-        let mut state = fake::state();
-        state.network.domain = "other.local".parse().unwrap();
-        state.routes = vec![route("web.other.local", 1, 80)];
-        let error = gateway.apply(state.clone()).await.unwrap_err().to_string();
-        assert!(
-            error.contains("caddy") && error.contains("was told to fail"),
-            "{error}"
-        );
-        assert_eq!(std::fs::read(gateway.paths.caddyfile()).unwrap(), before);
-        assert!(gateway.paths.routes().join("web.other.local").exists());
-        *gateway.system.fails.lock().unwrap() = None;
-        let diff = gateway.apply(state).await.unwrap();
-        assert_eq!(diff.services_changed, ["caddy: reloaded"]);
-    }
-
-    #[tokio::test]
-    async fn a_reload_that_fails_puts_the_previous_file_back() {
-        let Lab { gateway, _root } = lab();
-        gateway.apply(fake::state()).await.unwrap();
-        let before = std::fs::read(gateway.paths.caddyfile()).unwrap();
-        *gateway.system.fails.lock().unwrap() = Some("caddy reload");
-        let mut state = fake::state();
-        state.network.domain = "other.local".parse().unwrap();
-        state.routes.clear();
-        gateway.apply(state.clone()).await.unwrap_err();
-        assert_eq!(std::fs::read(gateway.paths.caddyfile()).unwrap(), before);
-        // The previous file could not be activated either, so whatever comes next is.
-        *gateway.system.fails.lock().unwrap() = None;
-        gateway.system.commands();
-        gateway.apply(fake::state()).await.unwrap();
-        let commands = gateway.system.commands();
-        assert!(
-            commands.iter().any(|c| c.starts_with("caddy reload")),
-            "{commands:?}"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_crash_between_the_file_and_the_restart_is_made_good() {
-        let Lab { gateway, _root } = lab();
-        *gateway.system.fails.lock().unwrap() = Some("restart dnsmasq");
-        gateway.apply(fake::state()).await.unwrap_err();
-        assert!(gateway.paths.dnsmasq_conf().exists());
-        *gateway.system.fails.lock().unwrap() = None;
-        let diff = gateway.apply(fake::state()).await.unwrap();
-        assert!(
-            diff.services_changed
-                .contains(&"dnsmasq: restarted".to_owned()),
-            "{diff:?}"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_restored_state_opens_its_routes() {
-        let Lab { gateway, _root } = lab();
-        gateway.apply(fake::state()).await.unwrap();
-        let paths = gateway.paths.clone();
-        let routes = RouteTable::new(&paths.routes(), None).unwrap();
-        let restarted = Gateway::new(paths.clone(), FakeSystem::new(&paths), &Debian, routes);
-        assert!(!paths.routes().join("web.prox.local").exists());
-        let diff = restarted.restore().await.unwrap().unwrap();
-        assert_eq!(diff.routes_opened[0].as_str(), "web.prox.local");
-        assert!(diff.hosts_published.is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_report_is_read_from_the_appliance() {
-        let Lab { gateway, _root } = lab();
-        let mut state = fake::state();
-        state.hosts.push(host(3, "new", 102));
-        gateway.apply(state).await.unwrap();
-        *gateway.system.table.lock().unwrap() = None;
-        let report = gateway.report().await;
-        assert_eq!(report.wan_address, Some([192, 0, 2, 7].into()));
-        assert_eq!(report.lan_address, Some([10, 20, 0, 1].into()));
-        let services: Vec<_> = report
-            .services
-            .iter()
-            .map(|s| format!("{} {}", s.name, s.state))
-            .collect();
-        let wanted = [
-            "caddy failed",
-            "cockpit active",
-            "dnsmasq active",
-            "nftables missing",
-            "relay active",
-        ];
-        assert_eq!(services, wanted);
-        let names: Vec<_> = report.names.iter().map(|n| n.name.as_str()).collect();
-        assert_eq!(
-            names,
-            ["new.prox.local", "web.prox.local", "worker.prox.local"]
-        );
-        assert_eq!(report.routes[0].connections, 0);
-    }
-}
+mod tests;

@@ -13,8 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use api::{HostName, InstanceName, MacAddr};
 use wire::gateway::{GatewayState, NameRecord};
@@ -214,28 +215,58 @@ fn instance_name(host: &HostName) -> Option<InstanceName> {
     host.as_str().split('.').next()?.parse().ok()
 }
 
-/// What was read of the host files, and by what a changed one is told: who looks again opens only those. A
-/// file that is replaced has another number and times.
+/// How long a file that looks the same from outside is believed to hold the same.
+const BELIEVED: Duration = Duration::from_secs(10);
+
+/// What was read of the host files: who looks again opens only those that changed. Whoever replaces a file gives it
+/// another number, which the list of its directory tells; every few seconds lengths and times are looked at, too.
 #[derive(Debug, Default)]
 pub struct Reader {
     reservations: Known,
     names: Known,
+    looked: Option<Instant>,
 }
 
 /// Files of one directory as they were last read.
 type Known = BTreeMap<String, (Stamp, String)>;
 
 /// Device, number, length, and the two times of a file, with their nanoseconds.
-type Stamp = (u64, u64, u64, [i64; 4]);
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    number: u64,
+    length: u64,
+    times: [i64; 4],
+}
 
 impl Reader {
     /// All host files as they are. Files that a crash left half-written (dot files) are removed.
     pub fn read(&mut self, paths: &Paths) -> Result<HostFiles, FileError> {
+        let look = if self.looked.is_some_and(|at| at.elapsed() < BELIEVED) {
+            Look::AtNumbers
+        } else {
+            self.looked = Some(Instant::now());
+            Look::AtEach
+        };
         Ok(HostFiles {
-            reservations: read_directory(&paths.reservations(), &mut self.reservations)?,
-            names: read_directory(&paths.names(), &mut self.names)?,
+            reservations: read_directory(&paths.reservations(), &mut self.reservations, look)?,
+            names: read_directory(&paths.names(), &mut self.names, look)?,
         })
     }
+
+    /// These files are about to be written: one that was removed before may leave them its number.
+    pub fn forget(&mut self, plan: &HostPlan) {
+        self.reservations
+            .retain(|file, _| !plan.reserve.contains_key(file));
+        self.names.retain(|file, _| !plan.name.contains_key(file));
+    }
+}
+
+/// How a file that was read before is compared with what it is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    AtEach,
+    AtNumbers,
 }
 
 fn stamp(facts: &fs::Metadata) -> Stamp {
@@ -245,10 +276,15 @@ fn stamp(facts: &fs::Metadata) -> Stamp {
         facts.ctime(),
         facts.ctime_nsec(),
     ];
-    (facts.dev(), facts.ino(), facts.len(), times)
+    Stamp {
+        device: facts.dev(),
+        number: facts.ino(),
+        length: facts.len(),
+        times,
+    }
 }
 
-fn read_directory(directory: &Path, known: &mut Known) -> Result<Files, FileError> {
+fn read_directory(directory: &Path, known: &mut Known, look: Look) -> Result<Files, FileError> {
     let mut before = std::mem::take(known);
     let mut files = Files::new();
     let list = match fs::read_dir(directory) {
@@ -267,12 +303,20 @@ fn read_directory(directory: &Path, known: &mut Known) -> Result<Files, FileErro
             durable::remove_if_there(&path)?;
             continue;
         }
+        let mut last = before.remove(&file);
+        if look == Look::AtNumbers
+            && let Some((then, content)) = last.take_if(|(then, _)| then.number == entry.ino())
+        {
+            files.insert(file.clone(), content.clone());
+            known.insert(file, (then, content));
+            continue;
+        }
         let now = match entry.metadata() {
             Ok(facts) => stamp(&facts),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
             Err(e) => return Err(FileError::new("look at", &path)(e)),
         };
-        let content = match before.remove(&file) {
+        let content = match last {
             Some((then, content)) if then == now => Some(content),
             _ => durable::read_if_there(&path)?
                 .map(|content| String::from_utf8_lossy(&content).into_owned()),
@@ -287,7 +331,7 @@ fn read_directory(directory: &Path, known: &mut Known) -> Result<Files, FileErro
 
 /// The records of all names files, sorted by name.
 pub fn records(paths: &Paths) -> Result<Vec<NameRecord>, FileError> {
-    let names = read_directory(&paths.names(), &mut Known::new())?;
+    let names = read_directory(&paths.names(), &mut Known::new(), Look::AtEach)?;
     let mut records: Vec<_> = names.values().filter_map(|c| parse_names(c)).collect();
     records.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(records)
@@ -389,6 +433,28 @@ mod tests {
         assert_eq!(names("b", Some("two")), "a one b two");
         assert_eq!(names("a", Some("six")), "a six b two");
         assert_eq!(names("b", None), "a six");
+    }
+
+    #[test]
+    fn what_somebody_writes_into_a_file_is_seen_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::below(dir.path());
+        fs::create_dir_all(paths.names()).unwrap();
+        let file = paths.names().join("a");
+        fs::write(&file, "one").unwrap();
+        let mut reader = Reader::default();
+        assert_eq!(reader.read(&paths).unwrap().names["a"], "one");
+        fs::write(&file, "other").unwrap();
+        reader.looked = Instant::now().checked_sub(BELIEVED);
+        assert_eq!(reader.read(&paths).unwrap().names["a"], "other");
+        // What is about to be written is not believed at all.
+        let plan = HostPlan {
+            name: Files::from([("a".into(), "again".into())]),
+            ..HostPlan::default()
+        };
+        reader.forget(&plan);
+        fs::write(&file, "again").unwrap();
+        assert_eq!(reader.read(&paths).unwrap().names["a"], "again");
     }
 
     proptest! {

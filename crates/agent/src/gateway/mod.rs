@@ -34,7 +34,7 @@ pub mod word;
 #[cfg(test)]
 pub(crate) mod fake;
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -45,6 +45,7 @@ use crate::relay::route::RouteTable;
 use egress::EgressBook;
 use paths::Paths;
 use sites::Sites;
+use state::Saver;
 use system::{Command, CommandError, System};
 
 /// How long an init system may take to do something to a service.
@@ -59,7 +60,8 @@ pub struct Gateway<S> {
     routes: RouteTable,
     sites: Sites,
     /// The last state that was accepted, whether or not every part of it could be applied.
-    accepted: watch::Sender<Option<GatewayState>>,
+    accepted: watch::Sender<Option<Arc<GatewayState>>>,
+    saver: Arc<Mutex<Saver>>,
     egress: EgressBook,
     /// What is known of dnsmasq's host files.
     hosts: Mutex<hosts::Reader>,
@@ -75,6 +77,7 @@ impl<S: System> Gateway<S> {
             routes,
             sites: Sites::default(),
             accepted: watch::Sender::new(None),
+            saver: Arc::default(),
             egress: EgressBook::default(),
             hosts: Mutex::default(),
         }
@@ -93,7 +96,14 @@ impl<S: System> Gateway<S> {
     }
 
     /// Shows the last accepted state, and every one that follows.
-    pub fn accepted(&self) -> watch::Receiver<Option<GatewayState>> {
+    pub fn accepted(&self) -> watch::Receiver<Option<Arc<GatewayState>>> {
         self.accepted.subscribe()
+    }
+
+    /// By which the last accepted state is told from others, for who wants to change it; none when it could not be
+    /// saved.
+    pub fn tag(&self) -> Option<String> {
+        let saver = self.saver.lock().unwrap_or_else(PoisonError::into_inner);
+        saver.tag().map(str::to_owned)
     }
 }

@@ -46,6 +46,11 @@ impl Paths {
         &self.state
     }
 
+    /// What changed since that state was last saved whole.
+    pub fn state_changes(&self) -> PathBuf {
+        self.state.with_extension("changes")
+    }
+
     /// The relay's directory for sockets.
     pub fn run(&self) -> &Path {
         &self.run

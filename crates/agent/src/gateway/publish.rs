@@ -4,6 +4,7 @@
 //! forgot it, and gives the leases of gone hosts back. What has to be done was planned by
 //! [`super::hosts`].
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use api::HostName;
@@ -98,6 +99,10 @@ impl<S: System> Gateway<S> {
         if !reserved.is_empty() {
             self.give_back(network, of_strangers).await;
         }
+        self.hosts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .forget(plan);
         hosts::write(&self.paths.reservations(), &plan.reserve)?;
         hosts::write(&self.paths.names(), &plan.name)?;
         let present = plan.present();

@@ -47,7 +47,7 @@ impl Door {
         address: SocketAddr,
         trust: Arc<Trust>,
         gateway: Router,
-        zone: watch::Receiver<Option<GatewayState>>,
+        zone: watch::Receiver<Option<Arc<GatewayState>>>,
     ) -> io::Result<Self> {
         let router = guest::health(&trust, Instant::now())
             .merge(renewal::router(&trust))

@@ -40,14 +40,14 @@ use wire::family::{Family, FamilyName, UnknownFamily};
 use wire::gateway::GatewayState;
 
 use crate::durable::{self, FileError};
-use crate::gateway::apply::RestoreError;
+use crate::gateway::apply::{ApplyError, RestoreError};
 use crate::gateway::paths::Paths;
 use crate::gateway::system::System;
 use crate::gateway::{Gateway, claims, identity};
 use crate::trust::Trust;
 use door::Door;
 use route::RouteTable;
-use router::{Apply, Shared};
+use router::{Applied, Apply, Shared, Wanted};
 
 /// Callers of the API at a time; it has one, the controller.
 const CALLERS: usize = 32;
@@ -128,7 +128,7 @@ pub struct Relay {
     listener: UnixListener,
     /// The routes of the gateway API.
     gateway: Router,
-    accepted: watch::Receiver<Option<GatewayState>>,
+    accepted: watch::Receiver<Option<Arc<GatewayState>>>,
     routes: RouteTable,
     door: Option<Door>,
 }
@@ -268,13 +268,20 @@ async fn restore<S: System>(gateway: &Gateway<S>) {
 /// Applies one state after the other. Here and not in the handlers, because a caller that hangs up
 /// must not end an apply half-way.
 async fn own<S: System>(gateway: Arc<Gateway<S>>, mut queue: mpsc::Receiver<Apply>) {
-    while let Some(Apply { state, answer }) = queue.recv().await {
-        let applied = gateway.apply(state).await;
+    while let Some(Apply { wanted, answer }) = queue.recv().await {
+        let applied = match wanted {
+            Wanted::State(state) => gateway.apply(*state).await,
+            Wanted::Change { of, change } => gateway.apply_change(&of, *change).await,
+        };
         match &applied {
             Ok(diff) if diff.is_empty() => tracing::debug!("applied a state that held already"),
             Ok(diff) => tracing::info!(?diff, "applied a state"),
+            // The whole state follows.
+            Err(error @ ApplyError::OtherBase) => tracing::info!(%error, "a change was refused"),
             Err(error) => tracing::error!(%error, "a state could not be applied"),
         }
+        let tag = gateway.tag();
+        let applied = applied.map(|diff| Applied { diff, tag });
         // The caller may have hung up; the log has the outcome.
         let _ = answer.send(applied);
     }

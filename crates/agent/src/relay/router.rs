@@ -2,7 +2,8 @@
 //!
 //! | method and path | body | answer |
 //! |---|---|---|
-//! | `PUT /gateway` | `GatewayState` | 200 `GatewayDiff`; 422 when it contradicts itself; 500 when steps failed |
+//! | `PUT /gateway` | `GatewayState` | 200 `GatewayDiff`, `ETag` of the state; 422 when it contradicts itself; 500 when steps failed |
+//! | `PATCH /gateway`, `If-Match` | `GatewayChange` | the same; 412 when the appliance has another state than the one with that tag |
 //! | `GET /gateway` | – | 200 `GatewayReport` |
 //! | `GET /gateway/services` | – | 200 `GatewayReport` without names and routes |
 //! | `GET /gateway/routes/HOST` | – | 200 `RouteReport`; 404 when that route is not open |
@@ -19,12 +20,13 @@ use api::{HostName, Problem};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Path, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
+use wire::gateway::change::GatewayChange;
 use wire::gateway::{GatewayDiff, GatewayReport, GatewayState, ProbeRequest};
 
 use super::tunnel::is_a_guests;
@@ -46,9 +48,30 @@ const REPORT_DEADLINE: Duration = Duration::from_secs(20);
 /// A state to apply, and where the answer goes.
 pub struct Apply {
     /// What should hold.
-    pub state: GatewayState,
+    pub wanted: Wanted,
     /// Whoever asked may be gone by then; the state is applied all the same.
-    pub answer: oneshot::Sender<Result<GatewayDiff, ApplyError>>,
+    pub answer: oneshot::Sender<Result<Applied, ApplyError>>,
+}
+
+/// What is asked of an appliance.
+pub enum Wanted {
+    /// All of it.
+    State(Box<GatewayState>),
+    /// What is new of the state with the tag `of`.
+    Change {
+        /// As an `ETag` has it, without its quotation marks.
+        of: String,
+        /// What is new.
+        change: Box<GatewayChange>,
+    },
+}
+
+/// A state that holds.
+pub struct Applied {
+    /// What had to be done.
+    pub diff: GatewayDiff,
+    /// By which the next change says of what it is one.
+    pub tag: Option<String>,
 }
 
 /// What the handlers share.
@@ -62,7 +85,10 @@ pub struct Shared<S> {
 /// The routes over a gateway, without a fallback.
 pub fn gateway<S: System>(shared: Arc<Shared<S>>) -> Router {
     Router::new()
-        .route("/gateway", get(read::<S>).put(apply::<S>))
+        .route(
+            "/gateway",
+            get(read::<S>).put(apply::<S>).patch(change::<S>),
+        )
         .route("/gateway/services", get(look::<S>))
         .route("/gateway/routes/{host}", get(route::<S>))
         .route("/probe", post(probe::<S>))
@@ -125,24 +151,64 @@ async fn apply<S: System>(
     request: Request,
 ) -> Result<Response, Failure> {
     let state = parse(request.into_body(), "invalid_state", "gateway state").await?;
-    let (answer, answered) = oneshot::channel();
-    shared
-        .applies
-        .try_send(Apply { state, answer })
-        .map_err(|_| {
-            Problem::new(503, "busy", "too many applies are waiting").hint("try again in a moment")
-        })?;
-    match timeout(APPLY_DEADLINE, answered).await {
-        Ok(Ok(Ok(diff))) => Ok(json(StatusCode::OK, &diff)),
-        Ok(Ok(Err(error))) => Err(error.into()),
-        Ok(Err(_)) => Err(Problem::new(503, "stopping", "the relay is stopping")
-            .hint("the state may or may not be saved; apply it again when the relay is back")
-            .into()),
-        Err(_) => Err(
-            Problem::new(504, "apply_deadline", "applying takes too long and goes on")
-                .hint("read the gateway to see what holds, then apply again")
-                .into(),
-        ),
+    shared.hold(Wanted::State(Box::new(state))).await
+}
+
+async fn change<S: System>(
+    State(shared): State<Arc<Shared<S>>>,
+    request: Request,
+) -> Result<Response, Failure> {
+    let of = request.headers().get(header::IF_MATCH);
+    let of = of.and_then(|of| of.to_str().ok()?.strip_prefix('"')?.strip_suffix('"'));
+    let of = of.map(str::to_owned).ok_or_else(|| {
+        Problem::new(
+            428,
+            "no_base",
+            "the state of which this is a change is not named",
+        )
+        .hint("send If-Match with the ETag of the last state, or PUT the whole one")
+    })?;
+    let change = parse(
+        request.into_body(),
+        "invalid_change",
+        "change of a gateway state",
+    )
+    .await?;
+    let change = Box::new(change);
+    shared.hold(Wanted::Change { of, change }).await
+}
+
+impl<S> Shared<S> {
+    /// Has it applied by who applies, and waits for that.
+    async fn hold(&self, wanted: Wanted) -> Result<Response, Failure> {
+        let (answer, answered) = oneshot::channel();
+        self.applies
+            .try_send(Apply { wanted, answer })
+            .map_err(|_| {
+                Problem::new(503, "busy", "too many applies are waiting")
+                    .hint("try again in a moment")
+            })?;
+        match timeout(APPLY_DEADLINE, answered).await {
+            Ok(Ok(Ok(Applied { diff, tag }))) => {
+                let mut answer = json(StatusCode::OK, &diff);
+                let tag = tag.and_then(|tag| HeaderValue::try_from(format!("\"{tag}\"")).ok());
+                answer
+                    .headers_mut()
+                    .extend(tag.map(|tag| (header::ETAG, tag)));
+                Ok(answer)
+            }
+            Ok(Ok(Err(error))) => Err(error.into()),
+            Ok(Err(_)) => Err(Problem::new(503, "stopping", "the relay is stopping")
+                .hint("the state may or may not be saved; apply it again when the relay is back")
+                .into()),
+            Err(_) => {
+                Err(
+                    Problem::new(504, "apply_deadline", "applying takes too long and goes on")
+                        .hint("read the gateway to see what holds, then apply again")
+                        .into(),
+                )
+            }
+        }
     }
 }
 
@@ -196,6 +262,8 @@ impl From<ApplyError> for Failure {
     fn from(error: ApplyError) -> Self {
         let detail = error.to_string();
         Self(match error {
+            ApplyError::OtherBase => Problem::new(412, "other_base", detail)
+                .hint("nothing was changed; send the whole state"),
             ApplyError::Invalid(_) => Problem::new(422, "invalid_state", detail)
                 .hint("nothing was changed; correct the state"),
             ApplyError::Save(_) => Problem::new(500, "not_saved", detail)

@@ -67,13 +67,13 @@ pub enum Refusal {
 /// Opens tunnels.
 pub struct Tunnels {
     trust: Arc<Trust>,
-    zone: watch::Receiver<Option<GatewayState>>,
+    zone: watch::Receiver<Option<Arc<GatewayState>>>,
     open: Arc<Semaphore>,
 }
 
 impl Tunnels {
     /// Into the zone of the state that `zone` shows.
-    pub fn new(trust: Arc<Trust>, zone: watch::Receiver<Option<GatewayState>>) -> Self {
+    pub fn new(trust: Arc<Trust>, zone: watch::Receiver<Option<Arc<GatewayState>>>) -> Self {
         Self {
             trust,
             zone,

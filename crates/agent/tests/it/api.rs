@@ -16,6 +16,7 @@ use agent::relay::Relay;
 use api::{HostName, Problem};
 use hyper::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use wire::gateway::change::GatewayChange;
 use wire::gateway::{GatewayDiff, GatewayReport, GatewayState};
 
 /// A machine on which every command succeeds, every name is gone and nothing listens.
@@ -201,6 +202,7 @@ async fn errors_are_problems_with_a_code() {
             "no_such_method",
         ),
         (Method::GET, "/other", String::new(), 404, "no_such_path"),
+        (Method::PATCH, "/gateway", "{}".to_owned(), 428, "no_base"),
     ] {
         let problem = lab.problem(method, path, body).await;
         assert_eq!((problem.status, problem.code.as_str()), (status, code));
@@ -244,6 +246,53 @@ async fn applies_run_one_at_a_time_and_survive_their_caller() {
     while !text().contains(",43200\n") {
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
     }
+}
+
+/// One request with further lines in its head, and all that is answered.
+async fn raw(lab: &Lab, request: &str, lines: &str, body: &str) -> String {
+    let socket = lab.paths.relay_socket();
+    let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+    let length = body.len();
+    let head = format!(
+        "{request} HTTP/1.1\r\nhost: relay\r\nconnection: close\r\ncontent-length: {length}\r\n{lines}\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_change_names_the_state_that_it_is_of() {
+    let lab = lab().await;
+    let before = state();
+    let whole = serde_json::to_string(&before).unwrap();
+    let answer = raw(&lab, "PUT /gateway", "", &whole).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let tag_of = |answer: &str| {
+        let line = answer.lines().find_map(|l| l.strip_prefix("etag: "));
+        line.unwrap().to_owned()
+    };
+    let tag = tag_of(&answer);
+    let mut after = state();
+    after.edge.names.push(wire::gateway::NameRecord {
+        name: "printer.prox.local".parse().unwrap(),
+        address: [10, 20, 0, 9].into(),
+    });
+    let change = GatewayChange::between(&before, &after).unwrap();
+    let change = serde_json::to_string(&change).unwrap();
+    let base = format!("if-match: {tag}\r\n");
+    // Names are answered by nobody here, so it is saved, and is no success.
+    let answer = raw(&lab, "PATCH /gateway", &base, &change).await;
+    assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+    let answer = raw(&lab, "PATCH /gateway", &base, &change).await;
+    assert!(answer.starts_with("HTTP/1.1 412 "), "{answer}");
+    let answer = raw(&lab, "PUT /gateway", "", &whole).await;
+    let base = format!("if-match: {}\r\n", tag_of(&answer));
+    let answer = raw(&lab, "PATCH /gateway", &base, "{}").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_ne!(tag_of(&answer), tag);
 }
 
 fn saved(state: &GatewayState) -> Vec<u8> {

@@ -1,10 +1,11 @@
 //! The gateway API: spoken with the relay itself.
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use api::Problem;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use link::LinkError;
@@ -131,4 +132,82 @@ async fn state_report_and_probes_go_over_one_connection_to_the_relay() {
     );
     assert_eq!(lab.seen.full_handshakes.load(Ordering::SeqCst), 1);
     assert_eq!(lab.seen.tunnels(), 0);
+}
+
+/// What a relay was asked, in short, and by which tag it has what it was given; `None` for one that knows no tags.
+#[derive(Clone, Default)]
+struct Given {
+    asked: Arc<Mutex<Vec<String>>>,
+    tag: Arc<Mutex<Option<String>>>,
+}
+
+impl Given {
+    fn router(&self) -> Router {
+        let (put, patch) = (self.clone(), self.clone());
+        let put = async move |Json(state): Json<GatewayState>| {
+            let routes = state.routes.len();
+            put.take(format!("all {routes}"))
+        };
+        let patch = async move |headers: HeaderMap, body: String| {
+            let of = headers["if-match"].to_str().unwrap().to_owned();
+            if Some(&of) == patch.tag.lock().unwrap().as_ref() {
+                let routes = body.matches("\"host\"").count();
+                patch.take(format!("{of} and {routes}"))
+            } else {
+                patch.asked.lock().unwrap().push("other".into());
+                let problem = Problem::new(412, "other_base", "another state");
+                (StatusCode::PRECONDITION_FAILED, Json(problem)).into_response()
+            }
+        };
+        Router::new().route("/gateway", axum::routing::put(put).patch(patch))
+    }
+
+    fn take(&self, what: String) -> Response {
+        let mut asked = self.asked.lock().unwrap();
+        asked.push(what);
+        let mut answer = Json(GatewayDiff::default()).into_response();
+        let mut tag = self.tag.lock().unwrap();
+        if tag.is_some() {
+            let next = format!("\"{}\"", asked.len());
+            answer.headers_mut().insert("etag", next.parse().unwrap());
+            *tag = Some(next);
+        }
+        answer
+    }
+
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+}
+
+#[tokio::test]
+async fn a_relay_gets_what_is_new_and_all_when_it_has_another_state() {
+    let given = Given::default();
+    *given.tag.lock().unwrap() = Some("none yet".into());
+    let lab = Lab::with_gateway(given.router()).await;
+    let mut state = state();
+    let mut next = async || {
+        let host = format!("r{}.prox.local", state.routes.len());
+        state.routes.push(wire::gateway::Route {
+            host: host.parse().unwrap(),
+            instance: id(APPLIANCE),
+            port: 80,
+            policy: Default::default(),
+        });
+        lab.link
+            .gateway_apply(&id(APPLIANCE), &state)
+            .await
+            .unwrap();
+        given.asked()
+    };
+    assert_eq!(next().await, ["all 1"]);
+    assert_eq!(next().await, ["\"1\" and 1"]);
+    // Another controller gave it something, or it was started anew.
+    *given.tag.lock().unwrap() = Some("other".into());
+    assert_eq!(next().await, ["other", "all 3"]);
+    assert_eq!(next().await, ["\"2\" and 1"]);
+    // An older one knows no changes: it is not asked for any.
+    *given.tag.lock().unwrap() = None;
+    assert_eq!(next().await, ["other", "all 5"]);
+    assert_eq!(next().await, ["all 6"]);
 }
