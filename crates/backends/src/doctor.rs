@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::lxc::{ID_COUNT, Ids};
+
 /// Where the controller keeps its data if nothing else is said.
 const DATA_DIR: &str = "/var/lib/proximity";
 /// Free space below which a node is no good: an appliance, a few images, a few guests.
 const DISK_NEEDED_GB: u64 = 10;
-/// Subordinate ids that unprivileged guests are mapped to.
-const SUBORDINATE_FIRST: u64 = 100_000;
-const SUBORDINATE_COUNT: u64 = 65_536;
 /// Every guest with systemd takes several inotify instances of root's on the node.
 const INOTIFY_INSTANCES: u64 = 1024;
 /// Our share of the kernel's settings.
@@ -197,22 +196,29 @@ impl Machine {
         }
     }
 
+    /// Whether root may give away the ids of apps and those of sandboxes.
     fn subordinate_ids(&self, file: &str, flag: &str) -> Finding {
-        let last = SUBORDINATE_FIRST + SUBORDINATE_COUNT - 1;
-        let mend = format!("usermod {flag} {SUBORDINATE_FIRST}-{last} root");
         let text = self.read(file).unwrap_or_default();
-        let ranges = ranges_of_root(&text);
-        let covers = |(first, count): &(u64, u64)| {
-            *first <= SUBORDINATE_FIRST && first.saturating_add(*count) > last
+        let given = ranges_of_root(&text);
+        let covered = |first: u64, last: u64| {
+            let mut given = given.iter();
+            given.any(|(start, count)| *start <= first && start.saturating_add(*count) > last)
         };
-        match (ranges.iter().find(|r| covers(r)), ranges.first()) {
-            (Some((first, count)), _) => Finding::well(file, format!("root:{first}:{count}")),
-            (None, Some((first, count))) => Finding::lacking(
-                file,
-                format!("root:{first}:{count} does not cover {SUBORDINATE_FIRST}-{last}"),
-                mend,
-            ),
-            (None, None) => Finding::lacking(file, "no range for root", mend),
+        let wanted = Ids::ALL.map(|ids| {
+            let first = u64::from(ids.root());
+            (first, first + u64::from(ID_COUNT) - 1)
+        });
+        let lacking = wanted.iter().find(|(first, last)| !covered(*first, *last));
+        let said: Vec<_> = given.iter().map(|(f, n)| format!("root:{f}:{n}")).collect();
+        match lacking {
+            None => Finding::well(file, said.join(", ")),
+            Some((first, last)) => {
+                let detail = match said.as_slice() {
+                    [] => "no range for root".to_owned(),
+                    said => format!("{} does not cover {first}-{last}", said.join(", ")),
+                };
+                Finding::lacking(file, detail, format!("usermod {flag} {first}-{last} root"))
+            }
         }
     }
 

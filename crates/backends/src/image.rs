@@ -23,7 +23,7 @@ use engine::image::{ImageSpec, Images, Init, parse_mode};
 use engine::ports::PortError;
 use wire::family::FamilyName;
 
-use crate::lxc::{ID_BASE, ID_COUNT};
+use crate::lxc::{ID_COUNT, Ids};
 use crate::program::Program;
 use bootstrap::Place;
 
@@ -77,13 +77,12 @@ impl ImageStore {
         self.image(digest).join("image.json").exists()
     }
 
-    /// The init system of an image's guests.
-    pub(crate) fn init(&self, digest: &ImageDigest) -> Result<Init, PortError> {
+    /// What an image was made of.
+    pub(crate) fn spec(&self, digest: &ImageDigest) -> Result<ImageSpec, PortError> {
         let path = self.image(digest).join("image.json");
         let wrong = |e: String| PortError::new(format!("read {}", path.display()), e);
         let text = fs::read(&path).map_err(|e| wrong(e.to_string()))?;
-        let spec: ImageSpec = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
-        Ok(spec.init)
+        serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))
     }
 
     /// All complete images.
@@ -126,13 +125,14 @@ impl ImageStore {
             began.elapsed().as_secs_f64()
         ));
         let rootfs = work.join("rootfs");
-        unpack(&tar, &rootfs, &what).await?;
+        let root = Ids::of(spec.ids).root();
+        unpack(&tar, &rootfs, root, &what).await?;
         fs::remove_file(&tar).map_err(|e| PortError::new(&what, e))?;
         let text = serde_json::to_vec_pretty(spec).map_err(|e| PortError::new(&what, e))?;
         let finish = || -> io::Result<()> {
             fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o711))?;
             // Guests' roots pass through; no user of the node gets at set-id programs of an image.
-            chown(&work, Some(0), Some(ID_BASE))?;
+            chown(&work, Some(0), Some(root))?;
             fs::set_permissions(&work, fs::Permissions::from_mode(0o710))?;
             // A complete image never changes, so it must be whole on the disk before it counts.
             rustix::fs::syncfs(File::open(&work)?)?;
@@ -251,10 +251,10 @@ fn write_files(overlay: &Path, spec: &ImageSpec) -> io::Result<()> {
 
 /// Unpacks inside a user namespace with the guests' id map: owners, set-id bits and file
 /// capabilities land shifted, as the kernel would have it.
-async fn unpack(tar: &Path, rootfs: &Path, what: &str) -> Result<(), PortError> {
+async fn unpack(tar: &Path, rootfs: &Path, root: u32, what: &str) -> Result<(), PortError> {
     let prepare = || -> io::Result<()> {
         fs::create_dir(rootfs)?;
-        chown(rootfs, Some(ID_BASE), Some(ID_BASE))?;
+        chown(rootfs, Some(root), Some(root))?;
         fs::set_permissions(rootfs, fs::Permissions::from_mode(0o755))?;
         // The unpacking root is none of the node's users: let it pass and read.
         for path in tar.ancestors().skip(1).take(2) {
@@ -263,7 +263,7 @@ async fn unpack(tar: &Path, rootfs: &Path, what: &str) -> Result<(), PortError> 
         fs::set_permissions(tar, fs::Permissions::from_mode(0o644))
     };
     prepare().map_err(|e| PortError::new(what, e))?;
-    let namespace = IdNamespace::make().map_err(|e| PortError::new(what, e))?;
+    let namespace = IdNamespace::make(root).map_err(|e| PortError::new(what, e))?;
     Program::new(what, "nsenter")
         .args([
             "--user",
@@ -296,7 +296,7 @@ struct IdNamespace {
 }
 
 impl IdNamespace {
-    fn make() -> io::Result<Self> {
+    fn make(root: u32) -> io::Result<Self> {
         let mut holder = std::process::Command::new("unshare")
             .args(["--user", "sh", "-c", "echo; exec cat"])
             .env_clear()
@@ -312,7 +312,7 @@ impl IdNamespace {
         for map in ["uid_map", "gid_map"] {
             fs::write(
                 format!("/proc/{pid}/{map}"),
-                format!("0 {ID_BASE} {ID_COUNT}\n"),
+                format!("0 {root} {ID_COUNT}\n"),
             )?;
         }
         Ok(Self { pid, holder })

@@ -13,7 +13,7 @@ use wire::gateway::Readiness;
 
 pub use sandbox::SandboxImage;
 
-use crate::image::{ImageSpec, check_guest_path, parse_mode};
+use crate::image::{IdRange, ImageSpec, check_guest_path, parse_mode};
 
 /// The recipes that come with the binary.
 const BUILT_IN: &[(&str, &str)] = &[
@@ -178,7 +178,9 @@ impl Recipe {
             _ => return Err("readiness: give `http: /path` or `tcp: true`".into()),
         };
         let image = file.image.on_base();
-        image.check_of_recipe().map_err(|e| format!("image: {e}"))?;
+        image
+            .check_of_recipe(IdRange::Apps)
+            .map_err(|e| format!("image: {e}"))?;
         let parameters: Vec<Parameter> = file
             .parameters
             .into_iter()

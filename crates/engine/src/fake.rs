@@ -52,6 +52,7 @@ pub fn instance_record(name: &str) -> InstanceRecord {
         init: crate::image::Init::Systemd,
         enable: vec![],
         mask: vec![],
+        ids: Default::default(),
     };
     let mut id = [0u8; 8];
     for (slot, byte) in id.iter_mut().zip(name.bytes()) {

@@ -40,6 +40,27 @@ pub struct ImageSpec {
     /// systemd units that never start.
     #[serde(default)]
     pub mask: Vec<String>,
+    /// Whose ids its files have on a node. Follows from the kind of guests that it is for, so a recipe does not say
+    /// it; not written for apps, so that images made before there was a choice keep their digests.
+    #[serde(default, skip_serializing_if = "IdRange::is_apps")]
+    pub ids: IdRange,
+}
+
+/// Ranges of ids of a node that stand for those of guests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdRange {
+    /// Of apps and appliances.
+    #[default]
+    Apps,
+    /// Of sandboxes.
+    Sandboxes,
+}
+
+impl IdRange {
+    fn is_apps(&self) -> bool {
+        *self == Self::Apps
+    }
 }
 
 /// The init system of an image's guests. A sandbox has none.
@@ -175,6 +196,7 @@ impl ImageSpec {
             .extend(SMALL_BASE_PACKAGES.iter().map(ToString::to_string));
         self.packages.sort();
         self.packages.dedup();
+        self.ids = IdRange::Sandboxes;
         self
     }
 
@@ -184,8 +206,12 @@ impl ImageSpec {
         ImageDigest::from_bytes(Sha256::digest(inputs.to_string()).into())
     }
 
-    /// Refuses a recipe's image that is not Debian's: only appliances are made of something else.
-    pub fn check_of_recipe(&self) -> Result<(), String> {
+    /// Refuses a recipe's image that is not Debian's, since only appliances are made of something else, or that has not
+    /// the ids of its kind.
+    pub fn check_of_recipe(&self, ids: IdRange) -> Result<(), String> {
+        if self.ids != ids {
+            return Err("ids: they follow from the kind of the recipe; leave them out".into());
+        }
         match self.family {
             FamilyName::Debian => self.check(),
             other => Err(format!(
@@ -299,6 +325,7 @@ mod tests {
             init: Init::Systemd,
             enable: vec![],
             mask: vec![],
+            ids: IdRange::Apps,
         }
     }
 

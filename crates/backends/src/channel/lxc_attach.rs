@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use wire::attach::{Answer, AttachRequest, COOKIE};
 
-use crate::lxc::{AGENT_DIR_IN_GUEST, ID_BASE};
+use crate::lxc::{AGENT_DIR_IN_GUEST, GuestDir, Ids};
 
 /// How long output may still come after the command itself ended, from children that kept the pipe.
 const DRAIN: Duration = Duration::from_millis(200);
@@ -123,7 +123,9 @@ impl LxcAttach {
         else {
             return Err(ChannelError::NothingRan("lxc-attach has no pipes".into()));
         };
-        give_away(&stdin, &stdout, &stderr)
+        let ids = GuestDir::new(&self.guests, &guest.id).ids();
+        let ids = ids.map_err(|e| ChannelError::Unreachable(e.to_string()))?;
+        give_away(&stdin, &stdout, &stderr, ids)
             .map_err(|e| ChannelError::NothingRan(format!("can't give the pipes away: {e}")))?;
         let mut stdout = BufReader::new(stdout);
         let began = Instant::now();
@@ -363,8 +365,13 @@ async fn pass_on(
 
 /// The pipes belong to the guest's root from here on. As the node's they could be used but not opened
 /// again, and `/dev/stdout` and `/dev/stderr` are names for just that.
-fn give_away(stdin: impl AsFd, stdout: impl AsFd, stderr: impl AsFd) -> std::io::Result<()> {
-    let (uid, gid) = (Uid::from_raw(ID_BASE), Gid::from_raw(ID_BASE));
+fn give_away(
+    stdin: impl AsFd,
+    stdout: impl AsFd,
+    stderr: impl AsFd,
+    ids: Ids,
+) -> std::io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(ids.root()), Gid::from_raw(ids.root()));
     for pipe in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
         rustix::fs::fchown(pipe, Some(uid), Some(gid))?;
     }

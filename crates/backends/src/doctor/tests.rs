@@ -46,7 +46,7 @@ fn a_machine_that_has_everything_is_well() {
     let mut files = vec![
         ("/proc/self/status", "Name:\tx\nUid:\t1000\t0\t0\t0\n"),
         ("/etc/subuid", "me:100000:65536\nroot:100000:131072\n"),
-        ("/etc/subgid", "0:100000:65536\n"),
+        ("/etc/subgid", "0:100000:65536\n0:165536:65536\n"),
         ("/proc/sys/kernel/osrelease", "6.1.0\n"),
         ("/proc/filesystems", "nodev\toverlay\n\text4\n"),
         ("/sys/module/bridge/version", "2.3\n"),
@@ -86,28 +86,29 @@ fn a_file_that_nobody_may_execute_is_no_program() {
 
 #[test]
 fn subordinate_ranges() {
-    let check = |text: &str, ok: bool| {
+    const APPS: Option<&str> = Some("usermod --add-subuids 100000-165535 root");
+    const SANDBOXES: Option<&str> = Some("usermod --add-subuids 165536-231071 root");
+    let check = |text: &str, mend: Option<&str>| {
         let tree = Tree::new(&[("/etc/subuid", text)]);
         let finding = tree
             .machine()
             .subordinate_ids("/etc/subuid", "--add-subuids");
-        assert_eq!(finding.ok, ok, "{text:?}");
-        if !ok {
-            assert_eq!(
-                finding.mend.as_deref(),
-                Some("usermod --add-subuids 100000-165535 root")
-            );
-        }
+        assert_eq!(finding.ok, mend.is_none(), "{text:?}");
+        assert_eq!(finding.mend.as_deref(), mend, "{text:?}");
     };
-    check("root:100000:65536\n", true);
-    check("root:1000:1000000\n", true);
-    check("root:100000:1000\nroot:100000:65536\n", true);
-    check("", false);
-    check("root:100000:65535\n", false);
-    check("root:200000:65536\n", false);
-    check("rooty:100000:65536\n", false);
-    check("root:x:65536\nroot\n", false);
-    check("root:18446744073709551615:18446744073709551615\n", false);
+    check("root:100000:131072\n", None);
+    check("root:1000:1000000\n", None);
+    check(
+        "root:100000:1000\nroot:100000:65536\nroot:165536:65536\n",
+        None,
+    );
+    check("", APPS);
+    check("root:100000:65536\n", SANDBOXES);
+    check("root:100000:65535\n", APPS);
+    check("root:165536:65536\n", APPS);
+    check("rooty:100000:131072\n", APPS);
+    check("root:x:65536\nroot\n", APPS);
+    check("root:18446744073709551615:18446744073709551615\n", APPS);
 }
 
 #[test]

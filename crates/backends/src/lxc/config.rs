@@ -3,17 +3,13 @@
 
 use std::path::Path;
 
-use engine::image::Init;
+use engine::image::{ImageSpec, Init};
 use engine::ports::{GuestSpec, PortError};
 
+use super::ids::{ID_COUNT, Ids};
 use super::layout::GuestDir;
 use super::lxcfs;
 use super::machine::{Cgroups, Machine};
-
-/// First host id and number of ids of unprivileged guests.
-pub(crate) const ID_BASE: u32 = 100_000;
-/// How many ids a guest has.
-pub(crate) const ID_COUNT: u32 = 65_536;
 
 /// What is process 1 of a guest without an init system.
 const AGENT_AS_INIT: &str = "/usr/lib/proximity/proximity-agent init";
@@ -67,11 +63,11 @@ pub(crate) fn host_interface(id: &api::InstanceId, index: usize) -> String {
     format!("px{index}{digits}")
 }
 
-/// Renders the configuration of a guest. `init` decides only with which signal it is told to halt; the agent
-/// as process 1 takes either.
+/// Renders the configuration of a guest. Its image's init system decides only with which signal it is told to halt; the
+/// agent as process 1 takes either.
 pub(crate) fn render(
     spec: &GuestSpec,
-    init: Init,
+    image: &ImageSpec,
     dir: &GuestDir,
     lower: &Path,
     agent: &Path,
@@ -100,8 +96,9 @@ pub(crate) fn render(
     // Without userxattr the overlay can't mark directories opaque, and removing a directory of the
     // image fails with EIO.
     lines.set("lxc.rootfs.options", "userxattr")?;
+    let first = Ids::of(image.ids).root();
     for kind in ["u", "g"] {
-        lines.set("lxc.idmap", &format!("{kind} 0 {ID_BASE} {ID_COUNT}"))?;
+        lines.set("lxc.idmap", &format!("{kind} 0 {first} {ID_COUNT}"))?;
     }
     match machine.apparmor {
         true => {
@@ -140,7 +137,7 @@ pub(crate) fn render(
     }
     lines.set("lxc.tty.max", "0")?;
     lines.set("lxc.pty.max", "1024")?;
-    let halt = match init {
+    let halt = match image.init {
         Init::Systemd => "SIGRTMIN+3",
         Init::Openrc => "SIGPWR",
     };
@@ -219,7 +216,7 @@ mod tests {
         let dir = GuestDir::for_spec(Path::new("/var/lib/proximity/guests"), &spec);
         render(
             &spec,
-            Init::Systemd,
+            &engine::zone::appliance_image(wire::family::FamilyName::Debian),
             &dir,
             Path::new("/images/d/rootfs"),
             Path::new("/var/lib/proximity/agent"),

@@ -15,7 +15,7 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use super::config::ID_BASE;
+use super::ids::Ids;
 use super::layer::{at, own_directory};
 use super::layout::GuestDir;
 use crate::program::Program;
@@ -36,8 +36,8 @@ const COPY_BYTES: usize = 256 << 10;
 
 /// A disk of `gb` GiB whose root directory belongs to the guest's root, durable. `blanks` keeps the one that
 /// it is a copy of.
-pub(super) async fn make(image: &Path, blanks: &Path, gb: u32) -> Result<(), PortError> {
-    let blank = blank(blanks, gb).await?;
+pub(super) async fn make(image: &Path, blanks: &Path, gb: u32, ids: Ids) -> Result<(), PortError> {
+    let blank = blank(blanks, gb, ids).await?;
     copy(&blank, image).map_err(at("make", image))
 }
 
@@ -59,8 +59,9 @@ pub(super) fn sweep(blanks: &Path) -> Result<(), PortError> {
     Ok(())
 }
 
-async fn blank(blanks: &Path, gb: u32) -> Result<PathBuf, PortError> {
-    let blank = blanks.join(format!("{MAKE}-{gb}g.img"));
+async fn blank(blanks: &Path, gb: u32, ids: Ids) -> Result<PathBuf, PortError> {
+    let root = ids.root();
+    let blank = blanks.join(format!("{MAKE}-{gb}g-{root}.img"));
     if blank.exists() {
         return Ok(blank);
     }
@@ -82,7 +83,7 @@ async fn blank(blanks: &Path, gb: u32) -> Result<PathBuf, PortError> {
     .arg(BLOCK_BYTES.to_string())
     .args(["-J", &format!("size={JOURNAL_MB}"), "-E"])
     .arg(format!(
-        "root_owner={ID_BASE}:{ID_BASE},lazy_itable_init=1,nodiscard,resize={grows_to}"
+        "root_owner={root}:{root},lazy_itable_init=1,nodiscard,resize={grows_to}"
     ))
     .arg(new.path())
     .run()
@@ -151,7 +152,7 @@ pub(super) async fn mount(dir: &GuestDir) -> Result<(), PortError> {
     if !image.exists() || device_of(&disk)?.is_some() {
         return Ok(());
     }
-    own_directory(&disk, 0o755)?;
+    own_directory(&disk, 0o755, dir.ids()?)?;
     Program::new(format!("mount {}", image.display()), "mount")
         .args(["-t", "ext4", "-o", "loop,nosuid,nodev,noatime"])
         .arg(&image)
@@ -217,15 +218,18 @@ fn device_of(path: &Path) -> Result<Option<String>, PortError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engine::image::IdRange;
     use std::os::unix::fs::MetadataExt;
+
+    const APPS: Ids = Ids::of(IdRange::Apps);
 
     #[tokio::test]
     async fn disks_are_whole_small_and_alike() {
         let dir = tempfile::tempdir().unwrap();
         let blanks = dir.path().join("blanks");
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));
-        make(&one, &blanks, 2).await.unwrap();
-        make(&two, &blanks, 2).await.unwrap();
+        make(&one, &blanks, 2, APPS).await.unwrap();
+        make(&two, &blanks, 2, APPS).await.unwrap();
         let names = || {
             let entries = fs::read_dir(&blanks).unwrap();
             let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name()).collect();
@@ -238,12 +242,12 @@ mod tests {
         }
         let old = File::open(blanks.join(".new-old")).unwrap();
         old.set_modified(long_ago).unwrap();
-        File::open(blanks.join("ext4-1-2g.img"))
+        File::open(blanks.join("ext4-1-2g-100000.img"))
             .unwrap()
             .set_modified(long_ago)
             .unwrap();
         sweep(&blanks).unwrap();
-        assert_eq!(names(), [".new-now", "ext4-1-2g.img"]);
+        assert_eq!(names(), [".new-now", "ext4-1-2g-100000.img"]);
         for disk in [&one, &two] {
             let facts = fs::metadata(disk).unwrap();
             assert_eq!(facts.len(), 2 << 30);
@@ -257,6 +261,6 @@ mod tests {
             assert!(check.status.success(), "{check:?}");
         }
         // One that is in the way is not written over.
-        assert!(make(&one, &blanks, 2).await.is_err());
+        assert!(make(&one, &blanks, 2, APPS).await.is_err());
     }
 }

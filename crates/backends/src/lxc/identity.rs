@@ -14,7 +14,6 @@ use engine::ports::{GuestSpec, PortError};
 use link::{Authority, Kind, bundle_is_due};
 use wire::identity::Bundle;
 
-use super::config::ID_BASE;
 use super::layout::GuestDir;
 
 const FILE: &str = "bundle.json";
@@ -50,7 +49,8 @@ pub(super) fn place(dir: &GuestDir, bundle: &Bundle) -> Result<(), PortError> {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
         _ => {}
     }
-    chown(&directory, Some(0), Some(ID_BASE)).map_err(failed)?;
+    let root = dir.ids()?.root();
+    chown(&directory, Some(0), Some(root)).map_err(failed)?;
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o750)).map_err(failed)?;
     let text = serde_json::to_vec(bundle).map_err(|e| failed(e.into()))?;
     let text = zeroize::Zeroizing::new(text);
@@ -65,7 +65,7 @@ pub(super) fn place(dir: &GuestDir, bundle: &Bundle) -> Result<(), PortError> {
             .mode(0o600)
             .open(&new)?;
         file.write_all(&text)?;
-        let guests_root = rustix::process::Gid::from_raw(ID_BASE);
+        let guests_root = rustix::process::Gid::from_raw(root);
         rustix::fs::fchown(&file, None, Some(guests_root))?;
         file.set_permissions(fs::Permissions::from_mode(0o440))?;
         // Not synced: what a power cut leaves of it is seen at the next start, when another one is made.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use engine::catalog::GuestFile;
 use engine::ports::{GuestSpec, PortError};
 
-use super::config::ID_BASE;
 use super::disk;
+use super::ids::Ids;
 use super::layout::{self, GuestDir};
 use crate::program::Program;
 
@@ -39,11 +39,11 @@ pub(crate) async fn make(
     }
     let _ = fs::remove_file(dir.disk_image());
     if let Some(gb) = spec.limits.disk_gb {
-        disk::make(&dir.disk_image(), blanks, gb).await?;
+        disk::make(&dir.disk_image(), blanks, gb, dir.ids()?).await?;
     }
     ready(dir).await?;
     for file in &spec.files {
-        write_file(&dir.upper(), lower, file)?;
+        write_file(&dir.upper(), lower, file, dir.ids()?)?;
     }
     sync(dir, spec)
 }
@@ -69,18 +69,19 @@ pub(crate) async fn ready(dir: &GuestDir) -> Result<(), PortError> {
     disk::mount(dir).await?;
     for path in [dir.upper(), dir.work()] {
         if fs::symlink_metadata(&path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
-            own_directory(&path, 0o755)?;
+            own_directory(&path, 0o755, dir.ids()?)?;
         }
     }
     Ok(())
 }
 
-pub(super) fn own_directory(path: &Path, mode: u32) -> Result<(), PortError> {
+pub(super) fn own_directory(path: &Path, mode: u32, ids: Ids) -> Result<(), PortError> {
     match fs::create_dir(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(at("make", path)(e)),
         _ => {}
     }
-    chown(path, Some(ID_BASE), Some(ID_BASE)).map_err(at("give away", path))?;
+    let root = Some(ids.root());
+    chown(path, root, root).map_err(at("give away", path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
         .map_err(at("set permissions of", path))
 }
@@ -130,7 +131,7 @@ pub(crate) async fn clear(dir: &GuestDir) -> Result<(), PortError> {
 
 /// Writes one file into the layer. Directories on the way look as they do in the image; a symbolic
 /// link on the way is refused, since it would lead out of the layer.
-fn write_file(upper: &Path, lower: &Path, file: &GuestFile) -> Result<(), PortError> {
+fn write_file(upper: &Path, lower: &Path, file: &GuestFile, ids: Ids) -> Result<(), PortError> {
     let relative = Path::new(file.path.trim_start_matches('/'));
     let mut here = upper.to_owned();
     let mut image = lower.to_owned();
@@ -152,7 +153,7 @@ fn write_file(upper: &Path, lower: &Path, file: &GuestFile) -> Result<(), PortEr
                     format!("{} is not a directory in the image", image.display()),
                 ));
             }
-            Err(_) => (0o755, ID_BASE, ID_BASE),
+            Err(_) => (0o755, ids.root(), ids.root()),
         };
         match fs::create_dir(&here) {
             Ok(()) => {
@@ -167,7 +168,8 @@ fn write_file(upper: &Path, lower: &Path, file: &GuestFile) -> Result<(), PortEr
     let path = upper.join(relative);
     let mut written = fs::File::create(&path).map_err(at("write", &path))?;
     io::Write::write_all(&mut written, file.content.as_bytes()).map_err(at("write", &path))?;
-    chown(&path, Some(ID_BASE), Some(ID_BASE)).map_err(at("give away", &path))?;
+    let root = Some(ids.root());
+    chown(&path, root, root).map_err(at("give away", &path))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))
         .map_err(at("set permissions of", &path))
 }
@@ -193,7 +195,8 @@ mod tests {
             mode: 0o644,
             content: "x".into(),
         };
-        assert!(write_file(&upper, &lower, &file).is_err());
+        let ids = Ids::of(engine::image::IdRange::Apps);
+        assert!(write_file(&upper, &lower, &file, ids).is_err());
         assert!(!outside.join("x").exists());
     }
 }

@@ -15,14 +15,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use api::InstanceId;
 use engine::ports::{GuestSpec, PortError};
 use serde::{Deserialize, Serialize};
 
-use super::config::ID_BASE;
+use super::ids::Ids;
 
 /// The directory of one guest.
 #[derive(Debug, Clone)]
@@ -135,7 +135,7 @@ impl GuestDir {
     /// Makes the directory with its mark in it, in one step: there is never one without a mark. The
     /// guest's root may pass through to its layer; nobody else but the node's root may even look in,
     /// since a layer holds whatever set-id programs a guest puts there.
-    pub(crate) fn begin(&self, mark: &Mark) -> Result<(), PortError> {
+    pub(crate) fn begin(&self, mark: &Mark, ids: Ids) -> Result<(), PortError> {
         let new = Self {
             root: self.aside("new"),
             limited: self.limited,
@@ -145,11 +145,29 @@ impl GuestDir {
             fs::remove_dir_all(&new.root).map_err(what)?;
         }
         fs::create_dir(&new.root).map_err(what)?;
-        chown(&new.root, Some(0), Some(ID_BASE)).map_err(what)?;
+        new.give(ids)?;
         fs::set_permissions(&new.root, fs::Permissions::from_mode(0o710)).map_err(what)?;
         new.write_mark(mark)?;
         // Should a power cut take the rename back, the guest is not there and is made again.
         fs::rename(&new.root, &self.root).map_err(what)
+    }
+
+    /// Gives the directory to guests with these ids: their root is its group.
+    pub(crate) fn give(&self, ids: Ids) -> Result<(), PortError> {
+        chown(&self.root, Some(0), Some(ids.root()))
+            .map_err(|e| PortError::new(format!("give away {}", self.root.display()), e))
+    }
+
+    /// Which ids its guest has.
+    pub(crate) fn ids(&self) -> Result<Ids, PortError> {
+        let group = fs::metadata(&self.root).map(|facts| facts.gid());
+        let group =
+            group.map_err(|e| PortError::new(format!("look at {}", self.root.display()), e))?;
+        Ids::of_root(group).ok_or_else(|| {
+            let what = format!("use {}", self.root.display());
+            PortError::new(what, format!("its group {group} is no guest's root"))
+                .hint("somebody changed its owner; chgrp it to the group of its directory disk, up or identity")
+        })
     }
 
     /// Renames the directory so that it is no guest's any more, and takes its mark; says what to remove.
@@ -281,8 +299,13 @@ mod tests {
         }
         fs::create_dir(guests.path().join("notes.new")).unwrap();
         assert_eq!(dir.mark().unwrap(), None);
-        dir.begin(&mark).unwrap();
+        let sandboxes = Ids::of(engine::image::IdRange::Sandboxes);
+        dir.begin(&mark, sandboxes).unwrap();
         assert_eq!(dir.mark().unwrap(), Some(mark));
+        assert_eq!(dir.ids().unwrap(), sandboxes);
+        chown(dir.root(), None, Some(7)).unwrap();
+        let error = dir.ids().unwrap_err().to_string();
+        assert!(error.contains("group 7"), "{error}");
         sweep(guests.path()).unwrap();
         assert_eq!(names(), [mark_name(&dir), "notes.new".into()]);
         dir.set_aside().unwrap();

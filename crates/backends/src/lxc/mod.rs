@@ -6,6 +6,7 @@
 mod config;
 mod disk;
 mod identity;
+mod ids;
 mod inside;
 mod layer;
 mod layout;
@@ -28,11 +29,12 @@ use wire::identity::Bundle;
 use crate::image::ImageStore;
 use crate::node_network::guest_ports;
 use crate::program::{Printed, Program, found};
-use layout::{GuestDir, Mark};
+use layout::Mark;
 use machine::Machine;
 
-pub(crate) use config::{AGENT_DIR_IN_GUEST, ID_BASE, ID_COUNT, host_interface};
-pub(crate) use layout::{complete_guests, write_durably};
+pub(crate) use config::{AGENT_DIR_IN_GUEST, host_interface};
+pub(crate) use ids::{ID_COUNT, Ids};
+pub(crate) use layout::{GuestDir, complete_guests, write_durably};
 
 /// How long LXC may take to start a guest; it takes a tenth of a second.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -247,9 +249,10 @@ impl Backend for LxcBackend {
                 complete: false,
                 spec: spec.clone(),
             };
+            let ids = Ids::of(self.images.spec(&spec.image)?.ids);
             match old {
-                Some(_) => dir.write_mark(&unfinished)?,
-                None => dir.begin(&unfinished)?,
+                Some(_) => dir.write_mark(&unfinished).and_then(|()| dir.give(ids))?,
+                None => dir.begin(&unfinished, ids)?,
             }
             layer::make(&dir, spec, &lower, &self.images.blank_disks()).await?;
         }
@@ -280,10 +283,10 @@ impl Backend for LxcBackend {
             identity::place(&dir, &identity::new(&self.authority, &spec)?)?;
         }
         let lower = self.images.rootfs(&spec.image);
-        let init = self.images.init(&spec.image)?;
+        let image = self.images.spec(&spec.image)?;
         let text = config::render(
             &spec,
-            init,
+            &image,
             &dir,
             &lower,
             &self.agent,

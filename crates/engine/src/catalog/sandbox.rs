@@ -4,7 +4,7 @@ use api::ImageName;
 use api::app::Limits;
 use serde::Deserialize;
 
-use crate::image::{ImageSpec, Init};
+use crate::image::{IdRange, ImageSpec, Init};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,8 +37,11 @@ impl SandboxImage {
     /// Parses and checks one file with `kind: sandbox`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: SandboxFile = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
+        // Before the base is put below it, which gives it the ids of sandboxes.
+        file.image
+            .check_of_recipe(IdRange::Apps)
+            .map_err(|e| format!("image: {e}"))?;
         let image = file.image.on_small_base();
-        image.check_of_recipe().map_err(|e| format!("image: {e}"))?;
         if !image.enable.is_empty() || !image.mask.is_empty() || image.init != Init::default() {
             return Err(
                 "image: a sandbox has no init system and no units to enable or mask".into(),
@@ -63,6 +66,7 @@ mod tests {
     fn the_default_image_is_there_and_has_no_init_system() {
         let catalog = Catalog::new(&[]).unwrap();
         let debian = catalog.sandbox("debian").unwrap();
+        assert_eq!(debian.image.ids, IdRange::Sandboxes);
         assert!(!debian.image.packages.iter().any(|p| p.contains("systemd")));
         assert_eq!(catalog.sandboxes().count(), 1);
         assert!(catalog.sandbox("../debian").is_none());
@@ -79,6 +83,7 @@ mod tests {
         };
         check("image:\n", "image:\n  enable: [x.service]\n", "units");
         check("image:\n", "image:\n  init: openrc\n", "init system");
+        check("image:\n", "image:\n  ids: sandboxes\n", "ids");
         check("kind: sandbox", "kind: sandbox\nport: 80", "port");
         check("id: debian", "id: ../x", "image name");
     }

@@ -18,7 +18,7 @@ use wire::gateway::edge::{Acme, Outside};
 
 use crate::catalog::GuestFile;
 use crate::config::host_address;
-use crate::image::{ImageFile, ImageSpec, Init};
+use crate::image::{IdRange, ImageFile, ImageSpec, Init};
 use crate::ports::{ChannelTarget, GuestSpec, Nic, NodeNetworkSpec};
 
 /// What a zone should be.
@@ -268,6 +268,7 @@ pub fn appliance_image(os: FamilyName) -> ImageSpec {
         },
         enable: words(family.starts()),
         mask: vec![],
+        ids: IdRange::Apps,
     }
     .on_base()
 }

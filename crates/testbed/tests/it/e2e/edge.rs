@@ -294,7 +294,10 @@ fn conditions(controller: &Controller) {
     let log = controller.script("cat /var/lib/proximity/audit.log");
     assert!(log.contains("route.set") && !log.contains("battery"));
     // What is kept is a digest, on the node and on the appliance.
-    let kept = controller.exec("prox-appliance", ["cat", "/var/lib/proximity/gateway.json"]);
+    let kept = controller.exec(
+        "prox-appliance",
+        ["sh", "-c", "cat /var/lib/proximity/gateway.*"],
+    );
     assert!(kept.contains("\"anna\"") && !kept.contains("battery"));
     // Without it the app's own name is as it was.
     controller.ok(["route", "rm", "web.prox.local"]);

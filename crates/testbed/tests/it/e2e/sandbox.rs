@@ -108,9 +108,12 @@ fn the_world_of(controller: &Controller, sandbox: &Value, web: &Value) {
     assert_eq!(limits(controller, id), [512 << 20, 100_000, 256]);
     let size = controller.exec("lab", ["df", "--output=size", "-BG", "/"]);
     assert_eq!(size.split_whitespace().last(), Some("8G"), "{size}");
-    let map = controller.exec("lab", ["cat", "/proc/1/uid_map"]);
-    let map: Vec<_> = map.split_whitespace().collect();
-    assert_eq!(map, ["0", "100000", "65536"]);
+    // Its ids on the node are no app's.
+    for (guest, first) in [("lab", "165536"), ("web", "100000")] {
+        let map = controller.exec(guest, ["cat", "/proc/1/uid_map"]);
+        let map: Vec<_> = map.split_whitespace().collect();
+        assert_eq!(map, ["0", first, "65536"], "{guest}");
+    }
     // Process 1 hears no signal of the guest's own, so the sandbox goes on.
     controller.exec("lab", ["sh", "-c", "kill -KILL 1; kill -STOP 1"]);
     // What loses its parent is waited for by process 1.
