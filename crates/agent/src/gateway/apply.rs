@@ -8,16 +8,22 @@
 //! routes closed ▸ hosts withdrawn ▸ kernel ▸ firewall ▸ leases ▸ dnsmasq ▸ hosts published ▸ Caddy ▸ routes opened
 //! ```
 //!
+//! A change of routes and names alone ([`Gateway::apply_change`]) does just that where all of the state before held, so
+//! that it costs the same however many there are.
+//!
 //! A step that fails does not stop the later ones, so that a broken site of an operator never keeps
 //! a route of somebody else closed or, worse, open. All failures are told in the end.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
+use api::HostName;
 use wire::family::Service;
-use wire::gateway::change::GatewayChange;
+use wire::gateway::change::{GatewayChange, RouteChange};
 use wire::gateway::{GatewayDiff, GatewayState, ZoneNetwork};
 
 use super::contents::Contents;
@@ -113,7 +119,9 @@ impl<S: System> Gateway<S> {
     /// Makes `state` hold. This and [`Gateway::apply_change`] must not be called twice at a time; the relay's owner
     /// task sees to that.
     pub async fn apply(&self, state: GatewayState) -> Result<GatewayDiff, ApplyError> {
-        self.accept(None, Arc::new(state)).await
+        let state = Arc::new(state);
+        let progress = self.accept(None, state.clone()).await?;
+        self.make_hold(&state, progress).await
     }
 
     /// Makes hold what `change` makes of the last state, if that is the one with the tag `of`.
@@ -124,28 +132,81 @@ impl<S: System> Gateway<S> {
     ) -> Result<GatewayDiff, ApplyError> {
         let last = self.accepted.borrow().clone();
         let last = last.filter(|_| self.tag().as_deref() == Some(of));
-        let mut state = Arc::unwrap_or_clone(last.ok_or(ApplyError::OtherBase)?);
+        let last = last.ok_or(ApplyError::OtherBase)?;
+        let mut state = GatewayState::clone(&last);
         let changed = change.clone().apply(&mut state);
         changed.map_err(|_| ApplyError::OtherBase)?;
-        self.accept(Some(change), Arc::new(state)).await
+        let state = Arc::new(state);
+        let held = self.holds.load(Ordering::Relaxed);
+        let progress = self.accept(Some(change.clone()), state.clone()).await?;
+        match change.of_routes(&last) {
+            Some(routes) if held && !state.edge.outside.dns => {
+                self.change_routes(routes, &state, progress).await
+            }
+            _ => self.make_hold(&state, progress).await,
+        }
     }
 
-    /// Checks and saves a state, of which `change` is what is new if there is one, and makes it hold.
+    /// Checks and saves a state, of which `change` is what is new if there is one.
     async fn accept(
         &self,
         change: Option<GatewayChange>,
         state: Arc<GatewayState>,
-    ) -> Result<GatewayDiff, ApplyError> {
+    ) -> Result<Progress, ApplyError> {
         validate(&state, self.paths.longest_route_host())?;
         let saved = self.save(change, state.clone()).await;
         saved.map_err(ApplyError::Save)?;
+        // Until it does; what a step before leaves undone is looked for everywhere.
+        self.holds.store(false, Ordering::Relaxed);
         let mut progress = Progress::default();
         let before = self.accepted.borrow().clone();
         let withdrawn = claims::withdraw(&self.paths, before.as_deref(), &state);
         progress.note("claims of names", withdrawn);
         self.accepted.send_replace(Some(state.clone()));
         self.egress.accept(&state);
-        self.make_hold(&state, progress).await
+        Ok(progress)
+    }
+
+    /// Where everything else held already and is the same. What somebody did to that since is found by who looks at
+    /// the appliance from time to time, and mended by a state without a change.
+    async fn change_routes(
+        &self,
+        change: RouteChange<'_>,
+        state: &GatewayState,
+        mut progress: Progress,
+    ) -> Result<GatewayDiff, ApplyError> {
+        let targets = Target::of(change.routes.after, state);
+        let going = change.routes.before.iter().map(|route| route.host.clone());
+        let going = going.filter(|host| !targets.contains_key(host)).collect();
+        progress.diff.routes_closed = self.routes.close(going);
+        let plan = hosts::plan_names(&self.paths, &change.names, state);
+        if let Some(plan) = progress.note("reading hosts", plan) {
+            let withdrawn = self.withdraw(state, &plan).await;
+            progress.note("withdrawing hosts", withdrawn);
+            let published = self.publish(&state.network, &plan).await;
+            progress.note("publishing hosts", published);
+            progress.diff.hosts_withdrawn = plan.withdrawn;
+            progress.diff.hosts_published = plan.published;
+        }
+        self.open_routes(&targets, &mut progress);
+        self.done(progress)
+    }
+
+    fn open_routes(&self, targets: &BTreeMap<HostName, Target>, progress: &mut Progress) {
+        let (opened, failed) = self.routes.open(targets);
+        progress.diff.routes_opened = opened;
+        let failed = failed.iter().map(|e| format!("opening routes: {e}"));
+        progress.failures.extend(failed);
+    }
+
+    fn done(&self, progress: Progress) -> Result<GatewayDiff, ApplyError> {
+        if !progress.failures.is_empty() {
+            return Err(ApplyError::Incomplete {
+                failures: progress.failures,
+            });
+        }
+        self.holds.store(true, Ordering::Relaxed);
+        Ok(progress.diff)
     }
 
     async fn make_hold(
@@ -174,19 +235,8 @@ impl<S: System> Gateway<S> {
             progress.diff.hosts_published = plan.published;
         }
         self.configure_caddy(state, &mut progress).await;
-        let (opened, failed) = self.routes.open(&targets);
-        progress.diff.routes_opened = opened;
-        progress
-            .failures
-            .extend(failed.iter().map(|e| format!("opening routes: {e}")));
-
-        if progress.failures.is_empty() {
-            Ok(progress.diff)
-        } else {
-            Err(ApplyError::Incomplete {
-                failures: progress.failures,
-            })
-        }
+        self.open_routes(&targets, &mut progress);
+        self.done(progress)
     }
 
     /// On a thread of its own: a slow disk must not hold up the connections of the routes.

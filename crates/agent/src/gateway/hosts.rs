@@ -17,7 +17,8 @@ use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use api::{HostName, InstanceName, MacAddr};
+use api::{Domain, HostName, InstanceName, MacAddr};
+use wire::gateway::change::Sides;
 use wire::gateway::{GatewayState, NameRecord};
 
 use super::paths::Paths;
@@ -76,16 +77,9 @@ pub fn wanted(state: &GatewayState, outside: Option<Ipv4Addr>) -> Result<HostFil
         files.reservations.insert(file.clone(), reservation);
         files.names.insert(file, names);
     }
-    // Ids of instances begin with `i-`, so no other file has one of these names.
     for record in &state.edge.names {
-        let (name, address) = (word(&record.name)?, word(record.address)?);
-        let short = name.strip_suffix(&format!(".{domain}"));
-        let names = match short.filter(|short| !short.contains('.')) {
-            Some(short) => format!("{address} {name} {short}\n"),
-            None => format!("{address} {name}\n"),
-        };
-        let names = names + &proxied(&record.name);
-        files.names.insert(format!("name-{name}"), names);
+        let (file, names) = added_name(record, &state.network.domain)?;
+        files.names.insert(file, names + &proxied(&record.name));
     }
     for kept in &state.edge.reservations {
         let (mac, address) = (word(kept.mac)?, word(kept.address)?);
@@ -95,6 +89,59 @@ pub fn wanted(state: &GatewayState, outside: Option<Ipv4Addr>) -> Result<HostFil
             .insert(file, format!("{mac},{address},{lease_s}\n"));
     }
     Ok(files)
+}
+
+/// The file of a name that is no instance's. Ids of instances begin with `i-`, so no other file has its name.
+fn added_name(record: &NameRecord, domain: &Domain) -> Result<(String, String), UnsafeWord> {
+    let (name, address) = (word(&record.name)?, word(record.address)?);
+    let domain = word(domain)?;
+    let short = name.strip_suffix(&domain).and_then(|s| s.strip_suffix('.'));
+    let names = match short.filter(|short| !short.contains('.')) {
+        Some(short) => format!("{address} {name} {short}\n"),
+        None => format!("{address} {name}\n"),
+    };
+    Ok((format!("name-{name}"), names))
+}
+
+/// What is to be done about some added names alone, where nothing is answered on the WAN side. Reads no other files.
+pub fn plan_names(
+    paths: &Paths,
+    change: &Sides<'_, NameRecord>,
+    state: &GatewayState,
+) -> Result<HostPlan, PlanError> {
+    let domain = &state.network.domain;
+    let (mut wanted, mut found) = (HostFiles::default(), HostFiles::default());
+    for record in change.after {
+        let (file, names) = added_name(record, domain)?;
+        wanted.names.insert(file, names);
+    }
+    for record in change.before.iter().chain(change.after) {
+        let (file, _) = added_name(record, domain)?;
+        if let Some(names) = durable::read_if_there(&paths.names().join(&file))? {
+            let names = String::from_utf8_lossy(&names).into_owned();
+            found.names.insert(file, names);
+        }
+    }
+    let mut plan = HostPlan::new(&wanted, &found);
+    // An instance may answer to the same name now.
+    let is_answered = |record: &NameRecord| {
+        let mut hosts = state.hosts.iter().filter(|h| h.address == record.address);
+        hosts.any(|h| HostName::in_domain(&h.name, domain) == record.name)
+    };
+    plan.gone.retain(|record| !is_answered(record));
+    plan.renamed.retain(|record| !is_answered(record));
+    Ok(plan)
+}
+
+/// Why it is not known what to do about names.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A value would be more than a word in a file.
+    #[error(transparent)]
+    Word(#[from] UnsafeWord),
+    /// A file could not be read.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// Reads a reservation back.

@@ -34,6 +34,7 @@ pub mod word;
 #[cfg(test)]
 pub(crate) mod fake;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub struct Gateway<S> {
     /// The last state that was accepted, whether or not every part of it could be applied.
     accepted: watch::Sender<Option<Arc<GatewayState>>>,
     saver: Arc<Mutex<Saver>>,
+    /// Whether all of the accepted state was made to hold.
+    holds: AtomicBool,
     egress: EgressBook,
     /// What is known of dnsmasq's host files.
     hosts: Mutex<hosts::Reader>,
@@ -78,6 +81,7 @@ impl<S: System> Gateway<S> {
             sites: Sites::default(),
             accepted: watch::Sender::new(None),
             saver: Arc::default(),
+            holds: AtomicBool::new(false),
             egress: EgressBook::default(),
             hosts: Mutex::default(),
         }

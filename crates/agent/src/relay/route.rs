@@ -27,7 +27,7 @@ use tokio::net::{TcpStream, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use wire::gateway::policy::RoutePolicy;
-use wire::gateway::{GatewayState, RouteReport};
+use wire::gateway::{GatewayState, Route, RouteReport};
 
 use super::front::Way;
 use super::front::guard::Guard;
@@ -39,6 +39,8 @@ const CONNECTIONS_A_ROUTE: usize = 512;
 /// Connections of all routes together; more are refused.
 const CONNECTIONS_OVERALL: usize = 2048;
 const HEALTH_DEADLINE: Duration = Duration::from_secs(1);
+/// Sockets that are looked for by name, not in the list of all.
+const ASKED_ONE_BY_ONE: usize = 16;
 /// Health checks under way at a time.
 const HEALTH_CHECKS: usize = 32;
 
@@ -56,13 +58,17 @@ pub struct Target {
 impl Target {
     /// The targets of all routes of a (valid) state.
     pub fn all_of(state: &GatewayState) -> BTreeMap<HostName, Self> {
+        Self::of(&state.routes, state)
+    }
+
+    /// The targets of some routes of a (valid) state.
+    pub fn of(routes: &[Route], state: &GatewayState) -> BTreeMap<HostName, Self> {
         let addresses: BTreeMap<_, _> = state
             .hosts
             .iter()
             .map(|h| (&h.instance, h.address))
             .collect();
-        state
-            .routes
+        routes
             .iter()
             .filter_map(|route| {
                 let address = *addresses.get(&route.instance)?;
@@ -130,12 +136,18 @@ impl RouteTable {
 
     /// Closes all routes but those of `targets`; returns the closed ones.
     pub fn close_others(&self, targets: &BTreeMap<HostName, Target>) -> Vec<HostName> {
+        let others = {
+            let routes = self.locked();
+            let others = routes.keys().filter(|host| !targets.contains_key(*host));
+            others.cloned().collect()
+        };
+        self.close(others)
+    }
+
+    /// Closes those of these routes that are open; returns them.
+    pub fn close(&self, mut closed: Vec<HostName>) -> Vec<HostName> {
         let mut routes = self.locked();
-        let closed: Vec<_> = routes
-            .keys()
-            .filter(|host| !targets.contains_key(*host))
-            .cloned()
-            .collect();
+        closed.retain(|host| routes.contains_key(host));
         for host in &closed {
             // The name goes first: who asks from now on learns that there is no such route.
             if let Err(error) = durable::remove_if_there(&self.directory.join(host.as_str())) {
@@ -150,7 +162,7 @@ impl RouteTable {
     /// target; returns both, and what could not be opened.
     pub fn open(&self, targets: &BTreeMap<HostName, Target>) -> (Vec<HostName>, Vec<FileError>) {
         let (mut opened, mut failed) = (Vec::new(), Vec::new());
-        let there = match self.sockets() {
+        let there = match self.sockets(targets) {
             Ok(there) => there,
             Err(error) => return (opened, vec![error]),
         };
@@ -164,9 +176,13 @@ impl RouteTable {
         (opened, failed)
     }
 
-    /// The names of all sockets that are there. Read at once: asked one by one, a thousand take longer than
-    /// everything else that a new route needs.
-    fn sockets(&self) -> Result<BTreeSet<OsString>, FileError> {
+    /// The names of the sockets of these routes that are there, or of all. Many are read at once: asked one by one, a
+    /// thousand take longer than everything else that a new route needs.
+    fn sockets(&self, of: &BTreeMap<HostName, Target>) -> Result<BTreeSet<OsString>, FileError> {
+        if of.len() <= ASKED_ONE_BY_ONE {
+            let there = |host: &&HostName| self.directory.join(host.as_str()).exists();
+            return Ok(of.keys().filter(there).map(|h| h.as_str().into()).collect());
+        }
         let failed = || FileError::new("list", &self.directory);
         let entries = fs::read_dir(&self.directory).map_err(failed())?;
         let names = entries.map(|entry| entry.map(|entry| entry.file_name()));

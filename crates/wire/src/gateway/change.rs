@@ -26,6 +26,24 @@ pub struct Splice<T> {
 #[error("the change is of another state")]
 pub struct OtherBase;
 
+/// Entries of a list before a change and after it.
+#[derive(Debug)]
+pub struct Sides<'a, T> {
+    /// Those that go.
+    pub before: &'a [T],
+    /// Those that are there instead. Some may be the same.
+    pub after: &'a [T],
+}
+
+/// What a change does that is of routes and names only.
+#[derive(Debug)]
+pub struct RouteChange<'a> {
+    /// The routes.
+    pub routes: Sides<'a, Route>,
+    /// Names that people added, or that routes have.
+    pub names: Sides<'a, NameRecord>,
+}
+
 impl<T: Clone + PartialEq> Splice<T> {
     /// What makes `new` of `old`; none when they are equal.
     fn between(old: &[T], new: &[T]) -> Option<Self> {
@@ -37,6 +55,18 @@ impl<T: Clone + PartialEq> Splice<T> {
         let remove = old.len().saturating_sub(behind);
         let insert = new.get(..new.len().saturating_sub(behind))?.to_vec();
         (remove > 0 || !insert.is_empty()).then_some(Self { at, remove, insert })
+    }
+
+    /// What it replaces in `old`, and by what; none when that is another list.
+    fn sides<'a>(splice: Option<&'a Self>, old: &'a [T]) -> Option<Sides<'a, T>> {
+        let Some(Self { at, remove, insert }) = splice else {
+            let (before, after) = (&[], &[]);
+            return Some(Sides { before, after });
+        };
+        Some(Sides {
+            before: old.get(*at..at.checked_add(*remove)?)?,
+            after: insert,
+        })
     }
 
     fn apply(self, list: &mut Vec<T>) -> Result<(), OtherBase> {
@@ -104,6 +134,19 @@ impl GatewayChange {
             names: Splice::between(&old.edge.names, names),
             reservations: Splice::between(&old.edge.reservations, reservations),
         })
+    }
+
+    /// The routes and names that it changes in `old`, when it changes nothing else.
+    pub fn of_routes<'a>(&'a self, old: &'a GatewayState) -> Option<RouteChange<'a>> {
+        let routes = Splice::sides(self.routes.as_ref(), &old.routes)?;
+        let names = Splice::sides(self.names.as_ref(), &old.edge.names)?;
+        let rest = Self {
+            routes: None,
+            names: None,
+            ..self.clone()
+        };
+        let any = self.routes.is_some() || self.names.is_some();
+        (any && rest == Self::default()).then_some(RouteChange { routes, names })
     }
 
     /// Makes the new state of the old one.

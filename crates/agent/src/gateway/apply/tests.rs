@@ -3,6 +3,7 @@ use crate::gateway::fake::{self, FakeSystem, host, route};
 use crate::gateway::paths::Paths;
 use crate::relay::route::RouteTable;
 use wire::family::{Alpine, Debian, Family};
+use wire::gateway::NameRecord;
 
 struct Lab {
     gateway: Gateway<FakeSystem>,
@@ -332,4 +333,101 @@ proptest::proptest! {
         let nothing = GatewayChange::between(&after, &after);
         proptest::prop_assert_eq!(nothing, Some(GatewayChange::default()));
     }
+}
+
+/// The state of `fake` with these further routes, each with a name that leads to the proxy.
+fn with_routes(hosts: &[&str]) -> GatewayState {
+    let mut state = fake::state();
+    for host in hosts {
+        state.routes.push(route(host, 1, 80));
+        state.edge.names.push(NameRecord {
+            name: host.parse().unwrap(),
+            address: state.network.gateway,
+        });
+    }
+    state.routes.sort_by(|a, b| a.host.cmp(&b.host));
+    state.edge.names.sort();
+    state
+}
+
+impl Lab {
+    /// Gives the appliance `after` as a change of `before`.
+    async fn changed(
+        &self,
+        before: &GatewayState,
+        after: &GatewayState,
+    ) -> Result<GatewayDiff, ApplyError> {
+        let change = GatewayChange::between(before, after).unwrap();
+        let of = self.gateway.tag().unwrap();
+        self.gateway.system.commands();
+        self.gateway.apply_change(&of, change).await
+    }
+
+    /// Names of the files and sockets that routes have.
+    fn of_routes(&self) -> [Vec<String>; 2] {
+        [self.gateway.paths.routes(), self.gateway.paths.names()].map(|directory| {
+            let names = std::fs::read_dir(directory).unwrap();
+            let mut names: Vec<_> = names
+                .map(|e| e.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_routes_touches_nothing_else_and_leads_to_the_same() {
+    let lab = lab();
+    let states = [
+        with_routes(&[]),
+        with_routes(&["b.prox.local", "d.prox.local"]),
+        with_routes(&[
+            "a.prox.local",
+            "b.prox.local",
+            "c.prox.local",
+            "d.prox.local",
+        ]),
+        with_routes(&["a.prox.local", "e.prox.local"]),
+        with_routes(&[]),
+    ];
+    lab.gateway.apply(states[0].clone()).await.unwrap();
+    for pair in states.windows(2) {
+        let diff = lab.changed(&pair[0], &pair[1]).await.unwrap();
+        assert!(diff.services_changed.is_empty(), "{diff:?}");
+        let ran = lab.gateway.system.commands();
+        assert!(ran.is_empty(), "{ran:?}");
+        let whole = lab_of(&Debian);
+        whole.gateway.apply(pair[1].clone()).await.unwrap();
+        assert_eq!(lab.of_routes(), whole.of_routes());
+        let again = lab.gateway.apply(pair[1].clone()).await.unwrap();
+        assert!(again.is_empty(), "{again:?}");
+    }
+    // Another target of the same name.
+    let before = with_routes(&["a.prox.local"]);
+    lab.gateway.apply(before.clone()).await.unwrap();
+    let mut after = before.clone();
+    after.routes[0].port = 81;
+    let diff = lab.changed(&before, &after).await.unwrap();
+    assert_eq!(diff.routes_opened[0].as_str(), "a.prox.local");
+    assert!(diff.routes_closed.is_empty());
+}
+
+#[tokio::test]
+async fn where_not_all_holds_a_change_is_followed_by_a_look_at_everything() {
+    let lab = lab();
+    lab.gateway.apply(with_routes(&[])).await.unwrap();
+    let socket = lab.gateway.paths.routes().join("web.prox.local");
+    std::fs::remove_file(&socket).unwrap();
+    *lab.gateway.system.fails.lock().unwrap() = Some("nft");
+    lab.gateway.apply(with_routes(&[])).await.unwrap_err();
+    *lab.gateway.system.fails.lock().unwrap() = None;
+    std::fs::remove_file(&socket).unwrap();
+    let (before, after) = (with_routes(&[]), with_routes(&["a.prox.local"]));
+    let diff = lab.changed(&before, &after).await.unwrap();
+    assert_eq!(diff.routes_opened.len(), 2, "{diff:?}");
+    // A change of nothing is a look at everything, too.
+    std::fs::remove_file(&socket).unwrap();
+    let diff = lab.changed(&after, &after).await.unwrap();
+    assert_eq!(diff.routes_opened[0].as_str(), "web.prox.local");
 }
