@@ -157,7 +157,7 @@ impl Remote {
         Connection::open(vm, self.caller()).await
     }
 
-    fn caller(&self) -> Caller<'_> {
+    pub(crate) fn caller(&self) -> Caller<'_> {
         Caller {
             hosts: &self.hosts,
             passphrases: self.passphrases.as_ref(),

@@ -6,18 +6,19 @@
 mod exec;
 mod files;
 mod fleet;
+mod keys;
+mod passphrase;
 mod streams;
 mod trust;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use ::audit::Redactor;
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use ssh::{Hosts, Passphrases, Remote, journal};
+use ssh::{Hosts, Remote, journal};
 
 use crate::configuration;
 use crate::exit::Exit;
@@ -62,6 +63,9 @@ pub enum RemoteCommand {
         after_help = "Examples:\n  proximity remote trust vm01\n  proximity remote trust vm01 --fingerprint SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"
     )]
     Trust(trust::TrustArgs),
+    /// Make, deploy, replace and revoke the keys that log in
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Check that nobody changed the audit log of remote actions
     ///
     /// Exit code 1 if anything is wrong with any of its files.
@@ -71,7 +75,7 @@ pub enum RemoteCommand {
 /// Flags of the commands that log in.
 #[derive(Debug, Args)]
 pub struct LoginArgs {
-    /// A file with the passphrase of an encrypted key
+    /// A file with the passphrase of an encrypted key [default: ask on the terminal]
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
 }
@@ -97,6 +101,7 @@ pub async fn run(
         RemoteCommand::Download(args) => files::download(args, hosts, screen).await,
         RemoteCommand::Hosts => list(&hosts, screen),
         RemoteCommand::Trust(args) => trust::run(&args, hosts, screen).await,
+        RemoteCommand::Keys(command) => keys::run(command, hosts, screen).await,
         RemoteCommand::Verify => verify(&hosts, screen),
     }
 }
@@ -141,14 +146,11 @@ async fn remote(
 ) -> Result<(Remote, ::audit::Log), Failure> {
     let log = journal::open(&hosts.settings.audit_dir, Redactor::default()).await?;
     let remote = Remote::new(hosts, log.clone(), actor());
-    let Some(file) = login.and_then(|login| login.passphrase_file.clone()) else {
-        return Ok((remote, log));
-    };
-    let text = fs::read_to_string(&file)
-        .map_err(|e| Failure::local(format!("{} can't be read: {e}", file.display())))?;
-    let passphrase: String = text.trim_end_matches(['\r', '\n']).to_owned();
-    let passphrases: Passphrases = Arc::new(move |_: &Path| Some(passphrase.clone().into()));
-    Ok((remote.passphrases(passphrases), log))
+    let file = login.and_then(|login| login.passphrase_file.as_deref());
+    match login.map_or(Ok(None), |_| passphrase::source(file))? {
+        Some(passphrases) => Ok((remote.passphrases(passphrases), log)),
+        None => Ok((remote, log)),
+    }
 }
 
 #[derive(Serialize)]

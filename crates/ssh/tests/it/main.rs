@@ -2,9 +2,11 @@
 
 #![cfg(test)]
 
+mod agent;
 mod ending;
 mod exec;
 mod jump;
+mod keys;
 mod relay;
 mod sshd;
 mod transfer;
