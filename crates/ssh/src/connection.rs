@@ -188,7 +188,7 @@ pub(crate) async fn shown_key(
     vm: &Vm,
     caller: Caller<'_>,
 ) -> Result<(ShownKey, Option<HostKeyProblem>), Error> {
-    let trust = Trust::read(&caller.hosts.settings.known_hosts, vm)?;
+    let trust = Trust::read(vm.known_hosts(&caller.hosts.settings), vm)?;
     let reached = reach(vm, caller, trust).await?;
     let mut seen = reached.seen.lock().unwrap_or_else(PoisonError::into_inner);
     let problem = seen.problem.take();
@@ -208,7 +208,7 @@ impl Connection {
     /// The same with the keys that are named.
     pub async fn open_with(vm: &Vm, caller: Caller<'_>, offer: Offer<'_>) -> Result<Self, Error> {
         let settings = &caller.hosts.settings;
-        let trust = Trust::read(&settings.known_hosts, vm)?;
+        let trust = Trust::read(vm.known_hosts(settings), vm)?;
         // Before anything is sent: a key that cannot be used is the caller's to mend.
         let use_agent = settings.use_agent && matches!(offer, Offer::Configured);
         let agent = if use_agent {

@@ -28,19 +28,22 @@ mod keys;
 mod known_hosts;
 mod remote;
 mod running;
+pub mod ssh_config;
 mod supervisor;
 mod transfer;
 mod trust;
+mod vm_id;
 
 pub use algorithms::MIN_RSA_BITS;
 pub use command::{
     Chunk, Command, ExecutionResult, Finished, Input, InvalidCommand, MAX_OUTPUT_BYTES, Output,
 };
 pub use error::Error;
-pub use hosts::{Hosts, InvalidHosts, Settings, Vm, VmId};
+pub use hosts::{Hosts, InvalidHosts, Reader, Settings, Vm};
 pub use identity::{Passphrases, key_path};
 pub use keys::{Deployed, KeyState, KeyStatus, Made, Pending, Revoked, Rotated, key_status};
 pub use known_hosts::{BadLine, KnownHosts};
 pub use remote::{KeyFound, Remote};
 pub use transfer::{Progress, Transferred};
 pub use trust::{HostKeyProblem, ShownKey};
+pub use vm_id::VmId;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use ::audit::Redactor;
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use ssh::{Hosts, Remote, journal};
+use ssh::{Hosts, Reader, Remote, journal};
 
 use crate::configuration;
 use crate::exit::Exit;
@@ -28,6 +28,16 @@ use crate::screen::Screen;
 use crate::table::Table;
 
 /// `remote …`
+#[derive(Debug, Args)]
+pub struct RemoteArgs {
+    /// Hosts of this file, as OpenSSH has it, are hosts too [default file: ~/.ssh/config]
+    #[arg(long, global = true, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    ssh_config: Option<Option<PathBuf>>,
+    #[command(subcommand)]
+    pub command: RemoteCommand,
+}
+
+/// One of them.
 #[derive(Debug, Subcommand)]
 pub enum RemoteCommand {
     /// Run a command on hosts
@@ -89,12 +99,12 @@ impl RemoteCommand {
 
 /// Runs one of them.
 pub async fn run(
-    command: RemoteCommand,
+    args: RemoteArgs,
     config: Option<&Path>,
     screen: &Screen,
 ) -> Result<Exit, Failure> {
-    let hosts = hosts(config)?;
-    match command {
+    let hosts = hosts(config, args.ssh_config)?;
+    match args.command {
         RemoteCommand::Exec(args) => exec::run(args, hosts, screen).await,
         RemoteCommand::Script(args) => exec::script(args, hosts, screen).await,
         RemoteCommand::Upload(args) => files::upload(args, hosts, screen).await,
@@ -106,8 +116,8 @@ pub async fn run(
     }
 }
 
-/// The hosts of the configuration.
-fn hosts(config: Option<&Path>) -> Result<Hosts, Failure> {
+/// The hosts of the configuration, and of an ssh_config where the command line or the configuration names one.
+fn hosts(config: Option<&Path>, ssh_config: Option<Option<PathBuf>>) -> Result<Hosts, Failure> {
     let (path, must_be_there) = configuration::path(config);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
@@ -118,13 +128,37 @@ fn hosts(config: Option<&Path>) -> Result<Hosts, Failure> {
         }
     };
     let home = std::env::var_os("HOME").map(PathBuf::from);
-    Hosts::parse(&text, home.as_deref()).map_err(|e| {
+    let ssh_config = match (ssh_config, &home) {
+        (None, _) => None,
+        (Some(Some(file)), _) => Some(file),
+        (Some(None), Some(home)) => Some(home.join(".ssh/config")),
+        (Some(None), None) => {
+            return Err(Failure::usage(
+                "nobody knows whose ~/.ssh/config is meant: HOME is not set",
+                "name the file: --ssh-config=FILE",
+            ));
+        }
+    };
+    let user = login_name();
+    let reader = Reader {
+        home: home.as_deref(),
+        user: user.as_deref(),
+        ssh_config: ssh_config.as_deref(),
+    };
+    Hosts::read(&text, reader).map_err(|e| {
         let failure = Failure::local(format!("{}: {e}", path.display()));
         match e.hint {
             Some(hint) => failure.next(hint),
             None => failure,
         }
     })
+}
+
+/// The name of the local user, as far as the environment says.
+fn login_name() -> Option<String> {
+    ["USER", "LOGNAME"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
 }
 
 /// Who acts, for the audit log: whoever became root is named by `sudo`.
@@ -164,6 +198,28 @@ struct Host {
     allowed: bool,
     key: String,
     key_exists: bool,
+    /// Options of an ssh_config that stand there for it and are not used.
+    unused_options: Vec<String>,
+    /// Why it can't be used, where its ssh_config is the cause.
+    refused: Option<String>,
+}
+
+/// An alias of an ssh_config that can't be used.
+fn refused_host(id: &ssh::VmId, borrowed: &ssh::ssh_config::Borrowed) -> Option<Host> {
+    let refused = borrowed.refused.as_ref()?;
+    Some(Host {
+        vm_id: id.to_string(),
+        name: id.to_string(),
+        address: String::new(),
+        user: String::new(),
+        role: None,
+        enabled: false,
+        allowed: false,
+        key: String::new(),
+        key_exists: false,
+        unused_options: borrowed.unused.clone(),
+        refused: Some(refused.to_string()),
+    })
 }
 
 fn list(hosts: &Hosts, screen: &Screen) -> Result<Exit, Failure> {
@@ -179,9 +235,30 @@ fn list(hosts: &Hosts, screen: &Screen) -> Result<Exit, Failure> {
             allowed: hosts.permitted(vm.id.as_str()).is_ok(),
             key_exists: key.exists(),
             key: key.display().to_string(),
+            unused_options: hosts
+                .borrowed
+                .get(&vm.id)
+                .map(|borrowed| borrowed.unused.clone())
+                .unwrap_or_default(),
+            refused: None,
         }
     };
-    let all: Vec<Host> = hosts.vms.values().map(host).collect();
+    let mut all: Vec<Host> = hosts.vms.values().map(host).collect();
+    let refused = hosts.borrowed.iter();
+    all.extend(refused.filter_map(|(id, borrowed)| refused_host(id, borrowed)));
+    for host in &all {
+        if let Some(refused) = &host.refused {
+            screen.note(&format!("{}: {}", host.vm_id, guest_text::line(refused)));
+        }
+        if !host.unused_options.is_empty() {
+            let unused = host.unused_options.join(", ");
+            screen.note(&format!(
+                "{}: not used: {}",
+                host.vm_id,
+                guest_text::line(&unused)
+            ));
+        }
+    }
     screen.list(
         &all,
         "no hosts: add some under vms in the configuration",
@@ -195,6 +272,7 @@ fn list(hosts: &Hosts, screen: &Screen) -> Result<Exit, Failure> {
                     host.user.clone(),
                     host.role.clone().unwrap_or_default(),
                     match (host.enabled, host.allowed) {
+                        _ if host.refused.is_some() => "refused",
                         (false, _) => "disabled",
                         (true, false) => "not allowed",
                         (true, true) => "ready",

@@ -146,3 +146,38 @@ fn passphrases_are_asked_for_on_a_terminal_and_never_shown() {
     );
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
 }
+
+#[test]
+fn aliases_of_an_ssh_config_are_hosts_on_request() {
+    if !can_run() {
+        return;
+    }
+    let sshd = Sshd::start("");
+    let file = sshd.path("home/.ssh/config");
+    fs::create_dir_all(sshd.path("home/.ssh")).unwrap();
+    let text = format!(
+        "Host alias\n HostName {}\n Port {}\n User root\n ForwardAgent yes\n IdentityFile {}\nHost bad\n ProxyCommand x\n",
+        sshd.host,
+        sshd.port,
+        sshd.path("keys/vm01").display()
+    );
+    fs::write(&file, text).unwrap();
+    let run = |args: &[&str]| {
+        let mut line = line(&sshd, args);
+        line.env("HOME", sshd.path("home")).env("USER", "me");
+        finish(line, None)
+    };
+    let ran = run(&["exec", "alias", "--", "echo", "in"]);
+    assert_eq!(ran.code, Some(125), "{}", ran.stderr);
+    let ran = run(&["--ssh-config", "exec", "alias", "--", "echo", "in"]);
+    assert_eq!((ran.code, ran.out()), (Some(0), "in\n"), "{}", ran.stderr);
+    let named = format!("--ssh-config={}", file.display());
+    let ran = run(&["hosts", &named]);
+    assert!(ran.out().contains("refused"), "{}", ran.out());
+    let says = |text: &str| assert!(ran.stderr.contains(text), "{}", ran.stderr);
+    says("alias: not used: forwardagent (");
+    says(".ssh/config:8)");
+    let ran = run(&["exec", "--ssh-config", "bad", "--", "true"]);
+    assert_eq!(ran.code, Some(125));
+    assert!(ran.stderr.contains("ProxyCommand"), "{}", ran.stderr);
+}

@@ -8,6 +8,7 @@ mod exec;
 mod jump;
 mod keys;
 mod relay;
+mod ssh_config;
 mod sshd;
 mod transfer;
 mod trust;
