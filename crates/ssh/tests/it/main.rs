@@ -7,6 +7,7 @@ mod ending;
 mod exec;
 mod jump;
 mod keys;
+mod parsers;
 mod relay;
 mod ssh_config;
 mod sshd;
