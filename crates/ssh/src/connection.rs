@@ -4,7 +4,6 @@
 
 use std::fmt;
 use std::net::Shutdown;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,7 +18,8 @@ use crate::agent::{Agent, Offered};
 use crate::algorithms;
 use crate::error::Error;
 use crate::hosts::{Hosts, Settings, Vm};
-use crate::identity::{self, Passphrases};
+use crate::identity::{Keys, Offer, Passphrases};
+use crate::signer::FileSigner;
 use crate::trust::{HostKeyProblem, ShownKey, Trust};
 
 /// How often a silent server is asked whether it lives.
@@ -103,17 +103,6 @@ struct Reached {
 pub(crate) struct Caller<'a> {
     pub hosts: &'a Hosts,
     pub passphrases: Option<&'a Passphrases>,
-}
-
-/// Which keys are shown to the host itself. Those on the way get what is configured for them.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Offer<'a> {
-    /// The configured file, then an agent's.
-    Configured,
-    /// This file and its certificate only.
-    File(&'a Path),
-    /// This file only, even if it has a certificate.
-    Bare(&'a Path),
 }
 
 /// A host on the way is reached as any other one. In a box, since that may have one before it too.
@@ -210,23 +199,7 @@ impl Connection {
         let settings = &caller.hosts.settings;
         let trust = Trust::read(vm.known_hosts(settings), vm)?;
         // Before anything is sent: a key that cannot be used is the caller's to mend.
-        let use_agent = settings.use_agent && matches!(offer, Offer::Configured);
-        let agent = if use_agent {
-            Agent::connect().await
-        } else {
-            None
-        };
-        let locked = identity::locked_half(vm, settings);
-        let held = |agent: &Agent| locked.as_ref().is_some_and(|key| agent.holds(key));
-        // Nobody is asked for the passphrase of a key that the agent has.
-        let asked = caller
-            .passphrases
-            .filter(|_| !agent.as_ref().is_some_and(held));
-        let identity = match offer {
-            Offer::Configured => identity::load(vm, settings, asked)?,
-            Offer::File(path) => Some(identity::open(vm, path, caller.passphrases)?),
-            Offer::Bare(path) => Some(identity::open(vm, path, caller.passphrases)?.bare()),
-        };
+        let keys = Keys::of(vm, settings, caller.passphrases, offer).await?;
         let Reached { handle, seen, way } = reach(vm, caller, trust).await?;
         let problem = seen
             .lock()
@@ -246,7 +219,7 @@ impl Connection {
             tried: Vec::new(),
             offered: None,
         };
-        timeout(settings.connect_timeout, login.run(identity, agent, locked))
+        timeout(settings.connect_timeout, login.run(keys))
             .await
             .map_err(|_| Error::Deadline {
                 vm: vm.id.to_string(),
@@ -374,23 +347,20 @@ struct Login<'a> {
 }
 
 impl Login<'_> {
-    async fn run(
-        mut self,
-        identity: Option<identity::Identity>,
-        agent: Option<Agent>,
-        first: Option<PublicKey>,
-    ) -> Result<(), Error> {
+    async fn run(mut self, keys: Keys) -> Result<(), Error> {
         let user = self.vm.user.clone();
-        let has_file = identity.is_some();
-        if let Some(identity) = identity {
+        let has_file = keys.identity.is_some();
+        if let Some(identity) = keys.identity {
             let path = identity.path.display().to_string();
             if let Some(certificate) = identity.certificate {
                 self.tried.push(format!("{path}-cert.pub"));
-                let key = Arc::clone(&identity.key);
+                let hash = self.rsa_hash(identity.key.algorithm().is_rsa()).await?;
+                let mut signer = FileSigner(&identity.key);
                 let answer = self
                     .handle
-                    .authenticate_openssh_cert(&user, key, certificate)
+                    .authenticate_certificate_with(&user, certificate, hash, &mut signer)
                     .await;
+                let answer = answer.map_err(|_| russh::Error::Disconnect);
                 if self.judge(answer)? {
                     return Ok(());
                 }
@@ -403,8 +373,13 @@ impl Login<'_> {
                 return Ok(());
             }
         }
+        let agent = if keys.use_agent {
+            Agent::connect().await
+        } else {
+            None
+        };
         let agent_keys = match agent {
-            Some(agent) => self.ask_agent(&user, agent, first.as_ref()).await?,
+            Some(agent) => self.ask_agent(&user, agent, keys.locked.as_ref()).await?,
             None => Some(0),
         };
         match agent_keys {

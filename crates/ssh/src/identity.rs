@@ -14,6 +14,7 @@ use russh::keys::ssh_key::Kdf;
 use russh::keys::{Certificate, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
+use crate::agent::Agent;
 use crate::algorithms;
 use crate::error::Error;
 use crate::hosts::{Settings, Vm};
@@ -34,6 +35,63 @@ pub(crate) struct Identity {
     pub key: Arc<PrivateKey>,
     /// Shown instead of the bare key where there is one.
     pub certificate: Option<Certificate>,
+}
+
+/// Which keys are shown to the host itself. Those on the way get what is configured for them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Offer<'a> {
+    /// The configured file, then an agent's.
+    Configured,
+    /// This file and its certificate only.
+    File(&'a Path),
+    /// This file only, even if it has a certificate.
+    Bare(&'a Path),
+}
+
+/// What a login can show.
+pub(crate) struct Keys {
+    pub identity: Option<Identity>,
+    /// The configured key where it is encrypted: of an agent's keys it comes first.
+    pub locked: Option<PublicKey>,
+    pub use_agent: bool,
+}
+
+impl Keys {
+    /// Reads the files that are meant; asks an agent only whether it has the one that is encrypted.
+    pub async fn of(
+        vm: &Vm,
+        settings: &Settings,
+        passphrases: Option<&Passphrases>,
+        offer: Offer<'_>,
+    ) -> Result<Self, Error> {
+        let path = match offer {
+            Offer::Configured => None,
+            Offer::File(path) | Offer::Bare(path) => Some(path),
+        };
+        if let Some(path) = path {
+            let identity = open(vm, path, passphrases)?;
+            let bare = matches!(offer, Offer::Bare(_));
+            return Ok(Self {
+                identity: Some(if bare { identity.bare() } else { identity }),
+                locked: None,
+                use_agent: false,
+            });
+        }
+        let use_agent = settings.use_agent && std::env::var_os("SSH_AUTH_SOCK").is_some();
+        let mut asked = passphrases;
+        let mut locked = None;
+        if use_agent && let Some(key) = locked_half(vm, settings) {
+            // Nobody is asked for the passphrase of a key that the agent has.
+            let agent = Agent::connect().await;
+            asked = asked.filter(|_| !agent.is_some_and(|agent| agent.holds(&key)));
+            locked = Some(key);
+        }
+        Ok(Self {
+            identity: load(vm, settings, asked)?,
+            locked,
+            use_agent,
+        })
+    }
 }
 
 impl fmt::Debug for Identity {
@@ -61,7 +119,7 @@ pub fn key_path(vm: &Vm, settings: &Settings) -> PathBuf {
 
 /// The host's key file. `None` if an agent may help: there is no file and none was named, or it is encrypted and nobody
 /// gave its passphrase.
-pub(crate) fn load(
+fn load(
     vm: &Vm,
     settings: &Settings,
     passphrases: Option<&Passphrases>,
@@ -94,7 +152,7 @@ pub(crate) fn public_half(vm: &Vm, path: &Path) -> Result<(PublicKey, bool), Err
 }
 
 /// The public half of a host's key file if that is there and encrypted.
-pub(crate) fn locked_half(vm: &Vm, settings: &Settings) -> Option<PublicKey> {
+fn locked_half(vm: &Vm, settings: &Settings) -> Option<PublicKey> {
     let path = key_path(vm, settings);
     // What is wrong with the file is told when it is used.
     let (key, encrypted) = public_half(vm, &path).ok()?;
@@ -192,6 +250,10 @@ fn certificate(path: &Path, key: &PrivateKey) -> Result<Option<Certificate>, Str
     let mut name = path.as_os_str().to_owned();
     name.push("-cert.pub");
     let path = PathBuf::from(name);
+    let large = fs::metadata(&path).is_ok_and(|meta| meta.len() > MAX_KEY_BYTES);
+    if large {
+        return Err(format!("{} is too large for a certificate", path.display()));
+    }
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),

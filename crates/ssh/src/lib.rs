@@ -28,6 +28,7 @@ mod keys;
 mod known_hosts;
 mod remote;
 mod running;
+mod signer;
 pub mod ssh_config;
 mod supervisor;
 mod transfer;

@@ -9,9 +9,10 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use crate::command::{Input, Output};
-use crate::connection::{Connection, Offer};
+use crate::connection::Connection;
 use crate::error::Error;
 use crate::hosts::Vm;
+use crate::identity::Offer;
 use crate::remote::{Remote, wait_before};
 use crate::running::Limit;
 use crate::transfer::{Far, complaint};
@@ -34,7 +35,7 @@ const READ: &str = "f=$HOME/.ssh/authorized_keys; [ -n \"$HOME\" ] || { echo no 
 const REPLACE: &str = "d=$HOME/.ssh; f=$d/authorized_keys; umask 077; \
     [ -d \"$d\" ] || mkdir \"$d\" || exit 1; \
     [ ! -L \"$f\" ] || f=$(readlink -f \"$f\") || exit 1; \
-    t=$f.proximity-$$; trap 'rm -f \"$t\"' 0; \
+    t=$f.proximity-$$; trap 'rm -f \"$t\"' 0; trap 'exit 1' 1 2 15; \
     if [ \"$1\" = NONE ]; then : >\"$t\"; else cp -p \"$f\" \"$t\"; fi || exit 1; \
     cat >\"$t\" || exit 1; \
     case $(sum \"$t\") in *\"$2\"*) ;; *) echo CUT; exit;; esac; \

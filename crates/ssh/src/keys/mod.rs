@@ -32,10 +32,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use crate::connection::Offer;
 use crate::error::Error;
 use crate::hosts::Vm;
-use crate::identity;
+use crate::identity::{self, Offer};
 use crate::remote::{Remote, outcome_of};
 use files::Files;
 use host::Door;

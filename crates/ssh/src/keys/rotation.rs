@@ -23,10 +23,9 @@ use super::{
     authorized, encoded, fault_points, fingerprint, keys_error, make, now_text, overridden,
     own_key, still_open,
 };
-use crate::connection::Offer;
 use crate::error::Error;
 use crate::hosts::Vm;
-use crate::identity::{self, Passphrases};
+use crate::identity::{self, Offer, Passphrases};
 use crate::remote::Remote;
 
 /// The layout of the state file.
@@ -159,9 +158,9 @@ impl Remote {
         let files = Files::of(vm, &self.hosts.settings);
         let _held = files.hold()?;
         if let Some(other) = overridden(vm, &files) {
-            let reason = format!("vms.{id}.key_file names {other}, which other hosts may use too");
+            let reason = format!("its key is {other}, which other hosts may use too");
             let hint = format!(
-                "give the host a key of its own: proximity remote keys init {id}, keys deploy {id}, then remove that line"
+                "give the host a key of its own: proximity remote keys init {id}, keys deploy {id}, then remove vms.{id}.key_file (or IdentityFile of its ssh_config)"
             );
             return Err(keys_error(vm, reason, &hint));
         }

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod agent;
+mod certificates;
 mod ending;
 mod exec;
 mod jump;
