@@ -117,7 +117,7 @@ pub async fn run(
 }
 
 /// The hosts of the configuration, and of an ssh_config where the command line or the configuration names one.
-fn hosts(config: Option<&Path>, ssh_config: Option<Option<PathBuf>>) -> Result<Hosts, Failure> {
+pub fn hosts(config: Option<&Path>, ssh_config: Option<Option<PathBuf>>) -> Result<Hosts, Failure> {
     let (path, must_be_there) = configuration::path(config);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,

@@ -177,6 +177,27 @@ fn aliases_of_an_ssh_config_are_hosts_on_request() {
     let says = |text: &str| assert!(ran.stderr.contains(text), "{}", ran.stderr);
     says("alias: not used: forwardagent (");
     says(".ssh/config:8)");
+    let config = sshd.path("config.yml");
+    let text = sshd.config("", ", ssh_config: ~/.ssh/config");
+    fs::write(&config, text).unwrap();
+    let mut check = command("", &["config", "check", config.to_str().unwrap()]);
+    check.env("HOME", sshd.path("home")).env("USER", "me");
+    let checked = finish(check, None);
+    assert!(
+        checked.out().contains("host      vm01\n"),
+        "{}",
+        checked.stderr
+    );
+    assert!(
+        checked
+            .out()
+            .contains("host      alias, not used: forwardagent (")
+    );
+    assert!(
+        checked.out().contains("host      bad, refused: "),
+        "{}",
+        checked.out()
+    );
     let ran = run(&["exec", "--ssh-config", "bad", "--", "true"]);
     assert_eq!(ran.code, Some(125));
     assert!(ran.stderr.contains("ProxyCommand"), "{}", ran.stderr);
