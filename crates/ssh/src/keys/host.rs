@@ -31,7 +31,8 @@ const READ: &str = "f=$HOME/.ssh/authorized_keys; [ -n \"$HOME\" ] || { echo no 
     [ $(wc -c <\"$f\") -le 1048576 ] || { echo $f is larger than 1 MiB >&2; exit 1; }; cat \"$f\"";
 
 /// `$1` SHA-256 of the file that is to be replaced, or NONE, `$2` of the new one, which is standard input. Its mode and
-/// owner stay; what is made anew is for nobody else. A link stays one.
+/// owner stay; what is made anew is for nobody else. A link stays one. Of several who do this at once, one goes after the other; where there
+/// is no `flock`, whoever comes between the last look and the renaming is not seen.
 const REPLACE: &str = "d=$HOME/.ssh; f=$d/authorized_keys; umask 077; \
     [ -d \"$d\" ] || mkdir \"$d\" || exit 1; \
     [ ! -L \"$f\" ] || f=$(readlink -f \"$f\") || exit 1; \
@@ -40,6 +41,7 @@ const REPLACE: &str = "d=$HOME/.ssh; f=$d/authorized_keys; umask 077; \
     cat >\"$t\" || exit 1; \
     case $(sum \"$t\") in *\"$2\"*) ;; *) echo CUT; exit;; esac; \
     sync \"$t\" 2>/dev/null || sync; \
+    exec 9<\"$d\"; command -v flock >/dev/null 2>&1 && flock 9; \
     if [ \"$1\" = NONE ]; then [ ! -e \"$f\" ] || { echo CHANGED; exit; }; \
     else case $(sum \"$f\") in *\"$1\"*) ;; *) echo CHANGED; exit;; esac; fi; \
     mv -f \"$t\" \"$f\" || exit 1; sync \"${f%/*}\" 2>/dev/null || sync; echo DONE";

@@ -403,6 +403,13 @@ async fn a_replacement_that_is_killed_goes_on() {
             killed_at(&sshd, &remote, &format!("{step} {when}"), false, false).await;
         }
     }
+    // Every step of every try is in a log that holds together.
+    let log = sshd.path("child-audit/remote-audit-0.log");
+    assert!(audit::verify(&log, None).unwrap().is_sound());
+    let text = fs::read_to_string(&log).unwrap();
+    for step in FORWARD {
+        assert!(text.contains(&format!("\"step\":\"{step}\"")), "{step}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -417,6 +424,14 @@ async fn a_replacement_that_is_killed_can_be_taken_back() {
             killed_at(&sshd, &remote, &format!("{step} {when}"), false, true).await;
         }
     }
+    // Not any more when the old key is going.
+    let (_points, mut child) = cut(&sshd, "finish begin", false);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let late = remote.rotate_key("vm01", true).await.unwrap_err();
+    assert!(late.to_string().contains("deleted already"), "{late}");
+    assert!(!remote.rotate_key("vm01", false).await.unwrap().rolled_back);
+    assert_eq!(key_files(&sshd), ["vm01", "vm01.pub"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -464,6 +479,53 @@ async fn two_replacements_do_not_run_at_once() {
     child.kill().unwrap();
     child.wait().unwrap();
     remote.rotate_key("vm01", true).await.unwrap();
+}
+
+/// Two who change the file at the same time: nobody's line is lost, and nothing of the host's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_keys_are_deployed_to_one_machine_at_once() {
+    if !can_run() {
+        return;
+    }
+    let sshd = managed();
+    let config = sshd.config("", "");
+    let vm01 = format!(
+        "vm01: {{ ip: {}, ssh_port: {}, ssh_user: root }}",
+        sshd.host, sshd.port
+    );
+    let many: Vec<String> = (2..6)
+        .map(|n| vm01.replace("vm01", &format!("vm0{n}")))
+        .collect();
+    let config = config.replace(&vm01, &format!("{vm01}, {}", many.join(", ")));
+    let hosts = ssh::Hosts::parse(&config, None).unwrap();
+    let log = ssh::journal::open(&sshd.path("audit"), audit::Redactor::default())
+        .await
+        .unwrap();
+    let remote = Remote::new(hosts, log, "tester");
+    let admin = sshd.path("admin");
+    let mut deploying = tokio::task::JoinSet::new();
+    for number in 1..6 {
+        let (remote, admin) = (remote.clone(), admin.clone());
+        deploying.spawn(async move {
+            let id = format!("vm0{number}");
+            remote.init_key(&id, None).await.unwrap();
+            // Somebody else may have been quicker with a whole file; then it is said, and the next try does it.
+            while let Err(error) = remote.deploy_key(&id, Some(&admin)).await {
+                assert!(matches!(error, Error::Keys { .. }), "{error}");
+            }
+        });
+    }
+    while let Some(ended) = deploying.join_next().await {
+        ended.unwrap();
+    }
+    let text = authorized(&sshd);
+    assert!(text.starts_with(FOREIGN));
+    let text = String::from_utf8_lossy(&text).into_owned();
+    for number in 1..6 {
+        let lines = text.matches(&format!("proximity vm0{number} ")).count();
+        assert_eq!(lines, 1, "vm0{number}: {text}");
+    }
+    assert!(text.contains(fs::read_to_string(sshd.path("admin.pub")).unwrap().as_str()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
