@@ -58,4 +58,4 @@ pub use lines::MAX_LINE_BYTES;
 pub use log::{Clock, Intent, Log, MAX_OPEN_INTENTS, Options};
 pub use record::{Record, Verdict};
 pub use redact::{REDACTED, Redactor, WeakSecret};
-pub use verify::{Proof, Report, verify};
+pub use verify::{Proof, Report, verify, verify_reader};

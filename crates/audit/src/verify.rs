@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -117,9 +117,14 @@ pub fn verify(path: impl AsRef<Path>, head: Option<Head>) -> Result<Report, Erro
 
 fn read(path: &Path, anchor: Option<Head>) -> Result<Report, Error> {
     let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    let mut lines = Lines::new(BufReader::new(file));
+    verify_reader(BufReader::new(file), anchor).map_err(|e| Error::io("read", path, e))
+}
+
+/// The same for a log that comes from anywhere. An end in the middle of a line counts as one.
+pub fn verify_reader(log: impl BufRead, anchor: Option<Head>) -> io::Result<Report> {
+    let mut lines = Lines::new(log);
     let mut walker = Walker::new(anchor);
-    while let Some(line) = lines.next().map_err(|e| Error::io("read", path, e))? {
+    while let Some(line) = lines.next()? {
         walker.feed(&line);
     }
     walker.end();

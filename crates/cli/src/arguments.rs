@@ -132,8 +132,7 @@ pub enum Command {
     #[command(subcommand)]
     Zone(ListCommand),
     /// Commands on hosts of the configuration's vms, over SSH and without a controller
-    #[command(subcommand)]
-    Remote(remote::RemoteCommand),
+    Remote(remote::RemoteArgs),
     /// This machine as a node
     #[command(subcommand)]
     Node(node::NodeCommand),

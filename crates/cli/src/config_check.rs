@@ -1,5 +1,6 @@
 //! `config check`: reads the configuration with all its rules and says what is wrong with it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -9,6 +10,8 @@ use serde::Serialize;
 use crate::configuration;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::guest_text;
+use crate::remote;
 use crate::screen::Screen;
 
 /// `config check`
@@ -30,6 +33,17 @@ struct Checked {
     data_dir: String,
     zones: Vec<Zone>,
     recipes: Vec<String>,
+    remote_hosts: Vec<RemoteHost>,
+}
+
+/// A host for `remote`.
+#[derive(Serialize)]
+struct RemoteHost {
+    vm_id: String,
+    /// Why it can't be used, where its ssh_config is the cause.
+    refused: Option<String>,
+    /// Options of an ssh_config that stand there for it and are not used.
+    unused_options: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -52,6 +66,7 @@ pub fn run(
     let parsed = configuration::load(named)?;
     let catalog = configuration::catalog(&parsed)?;
     let (path, _) = configuration::path(named);
+    let hosts = remote::hosts(named, None)?;
     let zone = |z: &engine::zone::ZoneSpec| Zone {
         name: z.name.to_string(),
         node: z.node.to_string(),
@@ -69,6 +84,7 @@ pub fn run(
         listen: parsed.listen.to_string(),
         data_dir: parsed.data_dir.display().to_string(),
         zones: parsed.zones.values().map(zone).collect(),
+        remote_hosts: remote_hosts(&hosts),
         recipes: catalog.iter().map(|r| r.id.to_string()).collect(),
     };
     screen.result(&checked, |c| {
@@ -87,6 +103,33 @@ pub fn run(
             ));
         }
         text.push_str(&format!("  recipes   {}\n", c.recipes.join(", ")));
+        for host in &c.remote_hosts {
+            text.push_str(&format!("  host      {}", host.vm_id));
+            if let Some(refused) = &host.refused {
+                text.push_str(&format!(", refused: {}", guest_text::line(refused)));
+            }
+            if !host.unused_options.is_empty() {
+                let unused = host.unused_options.join(", ");
+                text.push_str(&format!(", not used: {}", guest_text::line(&unused)));
+            }
+            text.push('\n');
+        }
         text
     })
+}
+
+fn remote_hosts(hosts: &ssh::Hosts) -> Vec<RemoteHost> {
+    let ids: BTreeSet<&ssh::VmId> = hosts.vms.keys().chain(hosts.borrowed.keys()).collect();
+    let host = |id: &ssh::VmId| {
+        let borrowed = hosts.borrowed.get(id);
+        let refused = borrowed.and_then(|borrowed| borrowed.refused.as_ref());
+        RemoteHost {
+            vm_id: id.to_string(),
+            refused: refused.map(ToString::to_string),
+            unused_options: borrowed
+                .map(|borrowed| borrowed.unused.clone())
+                .unwrap_or_default(),
+        }
+    };
+    ids.into_iter().map(host).collect()
 }

@@ -78,7 +78,7 @@ fn run(cli: Cli) -> Exit {
     let screen = Screen::new(cli.globals.json, cli.globals.quiet);
     let is_exec = match &cli.command {
         Command::Exec(_) | Command::Sandbox(sandbox::SandboxCommand::Run(_)) => true,
-        Command::Remote(command) => command.is_exec(),
+        Command::Remote(args) => args.command.is_exec(),
         _ => false,
     };
     match dispatch(cli, &screen) {
@@ -130,7 +130,7 @@ async fn ask(
     let client = connection::client(globals);
     match command {
         // Needs no controller, but the runtime.
-        Command::Remote(command) => remote::run(command, globals.config.as_deref(), screen).await,
+        Command::Remote(args) => remote::run(args, globals.config.as_deref(), screen).await,
         // Shows this program's version whatever the connection is like.
         Command::Version => version::run(client, screen).await,
         Command::Up(args) => zone::up(&client?, &args, screen).await,

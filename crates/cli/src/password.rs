@@ -5,7 +5,7 @@
 //! makes no signals of them meanwhile, so Ctrl-C and Ctrl-Z are keys too and nothing can end or
 //! stop us with the echo off.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use rustix::termios::{
     LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr,
@@ -15,6 +15,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::failure::Failure;
 
 const LONGEST: usize = 1024;
+
+/// Whether there is a person to ask.
+pub fn can_ask() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
 
 /// Asks once. The terminal is standard input; the question goes to standard error.
 pub async fn ask(question: &str) -> Result<String, Failure> {

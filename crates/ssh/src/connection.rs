@@ -9,17 +9,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use russh::client::{self, AuthResult, Msg};
-use russh::keys::agent::AgentIdentity;
-use russh::keys::agent::client::AgentClient;
-use russh::keys::{HashAlg, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use russh::keys::{HashAlg, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{AlgorithmKind, Channel, ChannelOpenFailure, ChannelStream, MethodKind, MethodSet};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::agent::{Agent, Offered};
 use crate::algorithms;
 use crate::error::Error;
 use crate::hosts::{Hosts, Settings, Vm};
-use crate::identity::{self, Passphrases};
+use crate::identity::{Keys, Offer, Passphrases};
+use crate::signer::FileSigner;
 use crate::trust::{HostKeyProblem, ShownKey, Trust};
 
 /// How often a silent server is asked whether it lives.
@@ -28,8 +28,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_MAX: usize = 3;
 /// What a server may send before it must wait for us, in bytes.
 const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-/// How many keys of an agent are tried; servers count tries and stop at six.
-const MAX_AGENT_KEYS: usize = 4;
 /// How long opening a channel may take.
 const OPEN_CHANNEL: Duration = Duration::from_secs(10);
 
@@ -179,7 +177,7 @@ pub(crate) async fn shown_key(
     vm: &Vm,
     caller: Caller<'_>,
 ) -> Result<(ShownKey, Option<HostKeyProblem>), Error> {
-    let trust = Trust::read(&caller.hosts.settings.known_hosts, vm)?;
+    let trust = Trust::read(vm.known_hosts(&caller.hosts.settings), vm)?;
     let reached = reach(vm, caller, trust).await?;
     let mut seen = reached.seen.lock().unwrap_or_else(PoisonError::into_inner);
     let problem = seen.problem.take();
@@ -193,10 +191,15 @@ pub(crate) async fn shown_key(
 impl Connection {
     /// Connects, checks the server's key, and logs in.
     pub async fn open(vm: &Vm, caller: Caller<'_>) -> Result<Self, Error> {
+        Self::open_with(vm, caller, Offer::Configured).await
+    }
+
+    /// The same with the keys that are named.
+    pub async fn open_with(vm: &Vm, caller: Caller<'_>, offer: Offer<'_>) -> Result<Self, Error> {
         let settings = &caller.hosts.settings;
-        let trust = Trust::read(&settings.known_hosts, vm)?;
+        let trust = Trust::read(vm.known_hosts(settings), vm)?;
         // Before anything is sent: a key that cannot be used is the caller's to mend.
-        let identity = identity::load(vm, settings, caller.passphrases)?;
+        let keys = Keys::of(vm, settings, caller.passphrases, offer).await?;
         let Reached { handle, seen, way } = reach(vm, caller, trust).await?;
         let problem = seen
             .lock()
@@ -216,16 +219,13 @@ impl Connection {
             tried: Vec::new(),
             offered: None,
         };
-        timeout(
-            settings.connect_timeout,
-            login.run(identity, settings.use_agent),
-        )
-        .await
-        .map_err(|_| Error::Deadline {
-            vm: vm.id.to_string(),
-            phase: "the login was going on",
-            limit_ms: millis(settings.connect_timeout),
-        })??;
+        timeout(settings.connect_timeout, login.run(keys))
+            .await
+            .map_err(|_| Error::Deadline {
+                vm: vm.id.to_string(),
+                phase: "the login was going on",
+                limit_ms: millis(settings.connect_timeout),
+            })??;
         Ok(Self {
             vm: vm.clone(),
             handle,
@@ -347,22 +347,20 @@ struct Login<'a> {
 }
 
 impl Login<'_> {
-    async fn run(
-        mut self,
-        identity: Option<identity::Identity>,
-        use_agent: bool,
-    ) -> Result<(), Error> {
+    async fn run(mut self, keys: Keys) -> Result<(), Error> {
         let user = self.vm.user.clone();
-        let has_file = identity.is_some();
-        if let Some(identity) = identity {
+        let has_file = keys.identity.is_some();
+        if let Some(identity) = keys.identity {
             let path = identity.path.display().to_string();
             if let Some(certificate) = identity.certificate {
                 self.tried.push(format!("{path}-cert.pub"));
-                let key = Arc::clone(&identity.key);
+                let hash = self.rsa_hash(identity.key.algorithm().is_rsa()).await?;
+                let mut signer = FileSigner(&identity.key);
                 let answer = self
                     .handle
-                    .authenticate_openssh_cert(&user, key, certificate)
+                    .authenticate_certificate_with(&user, certificate, hash, &mut signer)
                     .await;
+                let answer = answer.map_err(|_| russh::Error::Disconnect);
                 if self.judge(answer)? {
                     return Ok(());
                 }
@@ -375,10 +373,14 @@ impl Login<'_> {
                 return Ok(());
             }
         }
-        let agent_keys = if use_agent {
-            self.ask_agent(&user).await?
+        let agent = if keys.use_agent {
+            Agent::connect().await
         } else {
-            Some(0)
+            None
+        };
+        let agent_keys = match agent {
+            Some(agent) => self.ask_agent(&user, agent, keys.locked.as_ref()).await?,
+            None => Some(0),
         };
         match agent_keys {
             None => Ok(()),
@@ -396,34 +398,38 @@ impl Login<'_> {
     }
 
     /// `None` when an agent's key let us in, else how many it had.
-    async fn ask_agent(&mut self, user: &str) -> Result<Option<usize>, Error> {
-        let Ok(mut agent) = AgentClient::connect_env().await else {
-            return Ok(Some(0));
-        };
-        let Ok(identities) = agent.request_identities().await else {
-            return Ok(Some(0));
-        };
-        let mut usable = 0;
-        for identity in identities {
-            let AgentIdentity::PublicKey { key, comment } = identity else {
-                continue;
+    async fn ask_agent(
+        &mut self,
+        user: &str,
+        mut agent: Agent,
+        first: Option<&PublicKey>,
+    ) -> Result<Option<usize>, Error> {
+        let offered = agent.to_try(first);
+        let count = offered.len();
+        for (offered, name) in offered {
+            self.tried.push(name);
+            let signer = &mut agent.client;
+            let answer = match offered {
+                Offered::Key(key) => {
+                    let hash = self.rsa_hash(key.algorithm().is_rsa()).await?;
+                    self.handle
+                        .authenticate_publickey_with(user, key, hash, signer)
+                        .await
+                }
+                Offered::Certificate(certificate) => {
+                    let is_rsa = certificate.public_key().algorithm().is_rsa();
+                    let hash = self.rsa_hash(is_rsa).await?;
+                    self.handle
+                        .authenticate_certificate_with(user, *certificate, hash, signer)
+                        .await
+                }
             };
-            if algorithms::weakness(key.key_data()).is_some() || usable == MAX_AGENT_KEYS {
-                continue;
-            }
-            usable = usable.saturating_add(1);
-            self.tried.push(format!("{comment} of the agent"));
-            let hash = self.rsa_hash(key.algorithm().is_rsa()).await?;
-            let answer = self
-                .handle
-                .authenticate_publickey_with(user, key, hash, &mut agent)
-                .await;
             let answer = answer.map_err(|_| russh::Error::Disconnect);
             if self.judge(answer)? {
                 return Ok(None);
             }
         }
-        Ok(Some(usable))
+        Ok(Some(count))
     }
 
     /// RSA signs with SHA-2 or not at all.

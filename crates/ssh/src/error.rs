@@ -91,6 +91,16 @@ pub enum Error {
         /// What to do.
         hint: String,
     },
+    /// A key of ours, here or on the host, is not as it must be for what was asked.
+    #[error("{vm}: {reason}")]
+    Keys {
+        /// The host id.
+        vm: String,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        hint: String,
+    },
     /// The server took none of our keys.
     #[error("{vm}: {address} did not let {user} in: {reason}")]
     Login {
@@ -187,6 +197,7 @@ impl Error {
             Self::WeakServer { .. } => "weak_server",
             Self::HostKey { problem, .. } => problem.code(),
             Self::Identity { .. } => "no_usable_key",
+            Self::Keys { .. } => "key_management",
             Self::Login { .. } => "login_refused",
             Self::Deadline { .. } => "deadline",
             Self::NotStarted { .. } => "not_started",
@@ -200,7 +211,9 @@ impl Error {
     /// What to do next.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::Refused { hint, .. } | Self::Identity { hint, .. } => hint.clone(),
+            Self::Refused { hint, .. }
+            | Self::Identity { hint, .. }
+            | Self::Keys { hint, .. } => hint.clone(),
             Self::InvalidCommand { .. } | Self::Content { .. } | Self::File { .. } => return None,
             Self::Audit { .. } => {
                 "remote actions are done only when they can be recorded; free the log's disk or mend its directory".to_owned()

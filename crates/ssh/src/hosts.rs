@@ -1,16 +1,17 @@
-//! The sections `vms` and `remote_execution` of a configuration, as checked values. Pure; the caller reads
-//! the file.
+//! The sections `vms` and `remote_execution` of a configuration, as checked values. Pure but for an ssh_config that
+//! they name; the caller reads the file itself.
 //!
 //! Other top-level keys belong to others and are left alone. Inside the two sections an unknown key is an error
 //! that names the nearest known one.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+
+use crate::ssh_config::{self, Borrowed};
+use crate::vm_id::VmId;
 
 /// The longest command deadline that can be configured: a week.
 const MAX_TIMEOUT_S: u64 = 7 * 24 * 3600;
@@ -18,49 +19,6 @@ const MAX_TIMEOUT_S: u64 = 7 * 24 * 3600;
 const MAX_JUMPS: usize = 4;
 /// The most further tries that can be configured.
 const MAX_RETRY: u32 = 20;
-
-/// The id of a host: its key under `vms`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
-#[serde(try_from = "String")]
-pub struct VmId(String);
-
-impl VmId {
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for VmId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for VmId {
-    type Err = InvalidHosts;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let begins = text.starts_with(|c: char| c.is_ascii_alphanumeric());
-        if begins && text.len() <= 64 && text.chars().all(legal) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(InvalidHosts::new(
-                format!("{text:?} is not a host id"),
-                "write 1 to 64 letters, digits and - _ . that begin with a letter or a digit",
-            ))
-        }
-    }
-}
-
-impl TryFrom<String> for VmId {
-    type Error = InvalidHosts;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
 
 /// Why the sections can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,7 +31,7 @@ pub struct InvalidHosts {
 }
 
 impl InvalidHosts {
-    fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             hint: Some(hint.into()),
@@ -100,11 +58,18 @@ pub struct Vm {
     pub enabled: bool,
     /// The private key of the login, where it is not in the key directory under the host's id.
     pub key_file: Option<PathBuf>,
+    /// The file of trusted host keys, where this host has one of its own.
+    pub known_hosts: Option<PathBuf>,
     /// The host of the configuration through which this one is reached.
     pub jump: Option<VmId>,
 }
 
 impl Vm {
+    /// Where the host's key is pinned.
+    pub fn known_hosts<'a>(&'a self, settings: &'a Settings) -> &'a Path {
+        self.known_hosts.as_ref().unwrap_or(&settings.known_hosts)
+    }
+
     /// Host and port as people write them.
     pub fn address(&self) -> String {
         if self.host.contains(':') {
@@ -136,6 +101,8 @@ pub struct Settings {
     pub use_agent: bool,
     /// Where the audit log lies.
     pub audit_dir: PathBuf,
+    /// A file as ssh_config(5) has it, whose aliases are hosts too.
+    pub ssh_config: Option<PathBuf>,
 }
 
 /// Both sections.
@@ -145,6 +112,19 @@ pub struct Hosts {
     pub vms: BTreeMap<VmId, Vm>,
     /// What holds for all of them.
     pub settings: Settings,
+    /// What is to be said about hosts that come from a person's ssh_config; those that can't be used are only here.
+    pub borrowed: BTreeMap<VmId, Borrowed>,
+}
+
+/// Whose configuration it is, and what the command line says besides.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reader<'a> {
+    /// Stands for `~` in paths.
+    pub home: Option<&'a Path>,
+    /// The name of the local user: who logs in where an ssh_config names nobody.
+    pub user: Option<&'a str>,
+    /// Read this ssh_config, whatever the configuration says.
+    pub ssh_config: Option<&'a Path>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -190,6 +170,7 @@ struct SettingsSection {
     allowed_vm_ids: Option<Vec<VmId>>,
     use_agent: bool,
     audit_dir: String,
+    ssh_config: Option<String>,
 }
 
 impl Default for SettingsSection {
@@ -205,13 +186,26 @@ impl Default for SettingsSection {
             allowed_vm_ids: None,
             use_agent: true,
             audit_dir: "~/.local/state/proximity".to_owned(),
+            ssh_config: None,
         }
     }
 }
 
 impl Hosts {
-    /// Reads a configuration's text. `home` stands for `~` in paths.
-    pub fn parse(text: &str, home: Option<&std::path::Path>) -> Result<Self, InvalidHosts> {
+    /// Reads a configuration's text, and the ssh_config that it names. `home` stands for `~` in paths.
+    pub fn parse(text: &str, home: Option<&Path>) -> Result<Self, InvalidHosts> {
+        Self::read(
+            text,
+            Reader {
+                home,
+                ..Reader::default()
+            },
+        )
+    }
+
+    /// The same with what the command line says.
+    pub fn read(text: &str, reader: Reader<'_>) -> Result<Self, InvalidHosts> {
+        let home = reader.home;
         let file: File = if text.trim().is_empty() {
             File::default()
         } else {
@@ -223,11 +217,15 @@ impl Hosts {
             let vm = vm(id.clone(), section, home)?;
             vms.insert(id, vm);
         }
+        let borrowed = match reader.ssh_config.or(settings.ssh_config.as_deref()) {
+            Some(path) => ssh_config::add(path, reader, &mut vms)?,
+            None => BTreeMap::new(),
+        };
         for vm in vms.values() {
             check_jumps(vm, &vms)?;
         }
         for (at, id) in (0..).zip(settings.allowed.iter().flatten()) {
-            if !vms.contains_key(id) {
+            if !vms.contains_key(id) && !borrowed.contains_key(id) {
                 let known: Vec<_> = vms.keys().map(VmId::as_str).collect();
                 return Err(InvalidHosts::new(
                     format!("remote_execution.allowed_vm_ids[{at}]: there is no host {id}"),
@@ -235,13 +233,21 @@ impl Hosts {
                 ));
             }
         }
-        Ok(Self { vms, settings })
+        Ok(Self {
+            vms,
+            settings,
+            borrowed,
+        })
     }
 
     /// The host, if it may be used; otherwise why not, and what to change.
     pub fn permitted(&self, id: &str) -> Result<&Vm, InvalidHosts> {
         let vm = self.vms.iter().find(|(key, _)| key.as_str() == id);
         let Some((id, vm)) = vm else {
+            let refused = self.borrowed.iter().find(|(key, _)| key.as_str() == id);
+            if let Some(refused) = refused.and_then(|(_, borrowed)| borrowed.refused.clone()) {
+                return Err(refused);
+            }
             let known = self.vms.keys().map(VmId::as_str);
             let nearest = known.min_by_key(|known| strsim::damerau_levenshtein(known, id));
             return Err(InvalidHosts::new(
@@ -272,10 +278,9 @@ impl Hosts {
     }
 }
 
-fn vm(id: VmId, section: VmSection, home: Option<&std::path::Path>) -> Result<Vm, InvalidHosts> {
+fn vm(id: VmId, section: VmSection, home: Option<&Path>) -> Result<Vm, InvalidHosts> {
     let at = |key: &str| format!("vms.{id}.{key}");
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
-    if section.ip.is_empty() || section.ip.len() > 253 || !section.ip.chars().all(legal) {
+    if !is_host(&section.ip) {
         return Err(InvalidHosts::new(
             format!("{}: {:?} is no address", at("ip"), section.ip),
             "write an IP address or a DNS name",
@@ -304,6 +309,7 @@ fn vm(id: VmId, section: VmSection, home: Option<&std::path::Path>) -> Result<Vm
         role: section.role,
         enabled: section.enabled,
         jump: section.proxy_jump,
+        known_hosts: None,
         key_file: key_file.transpose()?,
         id,
     })
@@ -341,16 +347,19 @@ fn check_jumps(vm: &Vm, vms: &BTreeMap<VmId, Vm>) -> Result<(), InvalidHosts> {
     ))
 }
 
+/// Whether this can be an address or a DNS name.
+pub(crate) fn is_host(text: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+    !text.is_empty() && text.len() <= 253 && text.chars().all(legal)
+}
+
 /// Whether this can be the name of a user on a command line.
 pub(crate) fn is_user(name: &str) -> bool {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     !name.is_empty() && name.len() <= 64 && !name.starts_with('-') && name.chars().all(legal)
 }
 
-fn settings(
-    section: SettingsSection,
-    home: Option<&std::path::Path>,
-) -> Result<Settings, InvalidHosts> {
+fn settings(section: SettingsSection, home: Option<&Path>) -> Result<Settings, InvalidHosts> {
     let at = |key: &str| format!("remote_execution.{key}");
     for (key, seconds) in [
         ("default_timeout", section.default_timeout),
@@ -393,10 +402,14 @@ fn settings(
         allowed: section.allowed_vm_ids,
         use_agent: section.use_agent,
         audit_dir: expand(&at("audit_dir"), &section.audit_dir, home)?,
+        ssh_config: section
+            .ssh_config
+            .map(|path| expand(&at("ssh_config"), &path, home))
+            .transpose()?,
     })
 }
 
-fn expand(key: &str, path: &str, home: Option<&std::path::Path>) -> Result<PathBuf, InvalidHosts> {
+fn expand(key: &str, path: &str, home: Option<&Path>) -> Result<PathBuf, InvalidHosts> {
     let expanded = match (path.strip_prefix("~/"), home) {
         (Some(rest), Some(home)) => home.join(rest),
         _ => PathBuf::from(path),
@@ -433,7 +446,6 @@ fn explain(message: &str) -> InvalidHosts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     const CONTRACT: &str = "
 server: { listen: 127.0.0.1:8765, data_dir: /var/lib/proximity }

@@ -190,8 +190,12 @@ impl Hosts {
     }
 }
 
-/// `*` is any text, `?` any one byte. Linear in the product of the lengths, whatever the pattern is.
-fn glob_matches(pattern: &[u8], text: &[u8]) -> bool {
+/// `*` is any text, `?` any one byte. Linear in the product of the lengths, whatever the pattern is; a pattern that is
+/// longer than any text it could match costs one look at it.
+pub(crate) fn glob_matches(pattern: &[u8], text: &[u8]) -> bool {
+    if pattern.iter().filter(|byte| **byte != b'*').count() > text.len() {
+        return false;
+    }
     let (mut p, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
     while t < text.len() {

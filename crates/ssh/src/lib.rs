@@ -6,6 +6,7 @@
 //!     ├──▶ journal       what was asked, on disk, before anything is done
 //!     ├──▶ connection    reached, key checked (trust, known_hosts), logged in (identity)
 //!     ├──▶ running       one command: order ▸ marker ▸ output ▸ end; supervisor ends its tree on the far side
+//!     ├──▶ keys          the key of each host: made, deployed, replaced, taken away
 //!     └──▶ transfer      files: beside the target, read a second time, then renamed
 //! ```
 //!
@@ -15,6 +16,7 @@
 //!
 //! Starts no program on this machine.
 
+mod agent;
 mod algorithms;
 mod command;
 mod connection;
@@ -22,21 +24,27 @@ mod error;
 mod hosts;
 mod identity;
 pub mod journal;
+mod keys;
 mod known_hosts;
 mod remote;
 mod running;
+mod signer;
+pub mod ssh_config;
 mod supervisor;
 mod transfer;
 mod trust;
+mod vm_id;
 
 pub use algorithms::MIN_RSA_BITS;
 pub use command::{
     Chunk, Command, ExecutionResult, Finished, Input, InvalidCommand, MAX_OUTPUT_BYTES, Output,
 };
 pub use error::Error;
-pub use hosts::{Hosts, InvalidHosts, Settings, Vm, VmId};
+pub use hosts::{Hosts, InvalidHosts, Reader, Settings, Vm};
 pub use identity::{Passphrases, key_path};
+pub use keys::{Deployed, KeyState, KeyStatus, Made, Pending, Revoked, Rotated, key_status};
 pub use known_hosts::{BadLine, KnownHosts};
 pub use remote::{KeyFound, Remote};
 pub use transfer::{Progress, Transferred};
 pub use trust::{HostKeyProblem, ShownKey};
+pub use vm_id::VmId;

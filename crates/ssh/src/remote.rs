@@ -157,7 +157,7 @@ impl Remote {
         Connection::open(vm, self.caller()).await
     }
 
-    fn caller(&self) -> Caller<'_> {
+    pub(crate) fn caller(&self) -> Caller<'_> {
         Caller {
             hosts: &self.hosts,
             passphrases: self.passphrases.as_ref(),
@@ -253,7 +253,7 @@ impl Remote {
             }
         }
         let intent = self.intent(vm, "remote.trust", detail).await?;
-        let pinned = trust::pin(&self.hosts.settings.known_hosts, vm, &found.shown);
+        let pinned = trust::pin(vm.known_hosts(&self.hosts.settings), vm, &found.shown);
         let outcome = match &pinned {
             Ok(()) => Outcome::ok(),
             Err(error) => Outcome::failed(error.to_string()),

@@ -6,18 +6,19 @@
 mod exec;
 mod files;
 mod fleet;
+mod keys;
+mod passphrase;
 mod streams;
 mod trust;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use ::audit::Redactor;
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use ssh::{Hosts, Passphrases, Remote, journal};
+use ssh::{Hosts, Reader, Remote, journal};
 
 use crate::configuration;
 use crate::exit::Exit;
@@ -27,6 +28,16 @@ use crate::screen::Screen;
 use crate::table::Table;
 
 /// `remote …`
+#[derive(Debug, Args)]
+pub struct RemoteArgs {
+    /// Hosts of this file, as OpenSSH has it, are hosts too [default file: ~/.ssh/config]
+    #[arg(long, global = true, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    ssh_config: Option<Option<PathBuf>>,
+    #[command(subcommand)]
+    pub command: RemoteCommand,
+}
+
+/// One of them.
 #[derive(Debug, Subcommand)]
 pub enum RemoteCommand {
     /// Run a command on hosts
@@ -62,6 +73,9 @@ pub enum RemoteCommand {
         after_help = "Examples:\n  proximity remote trust vm01\n  proximity remote trust vm01 --fingerprint SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"
     )]
     Trust(trust::TrustArgs),
+    /// Make, deploy, replace and revoke the keys that log in
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Check that nobody changed the audit log of remote actions
     ///
     /// Exit code 1 if anything is wrong with any of its files.
@@ -71,7 +85,7 @@ pub enum RemoteCommand {
 /// Flags of the commands that log in.
 #[derive(Debug, Args)]
 pub struct LoginArgs {
-    /// A file with the passphrase of an encrypted key
+    /// A file with the passphrase of an encrypted key [default: ask on the terminal]
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
 }
@@ -85,24 +99,25 @@ impl RemoteCommand {
 
 /// Runs one of them.
 pub async fn run(
-    command: RemoteCommand,
+    args: RemoteArgs,
     config: Option<&Path>,
     screen: &Screen,
 ) -> Result<Exit, Failure> {
-    let hosts = hosts(config)?;
-    match command {
+    let hosts = hosts(config, args.ssh_config)?;
+    match args.command {
         RemoteCommand::Exec(args) => exec::run(args, hosts, screen).await,
         RemoteCommand::Script(args) => exec::script(args, hosts, screen).await,
         RemoteCommand::Upload(args) => files::upload(args, hosts, screen).await,
         RemoteCommand::Download(args) => files::download(args, hosts, screen).await,
         RemoteCommand::Hosts => list(&hosts, screen),
         RemoteCommand::Trust(args) => trust::run(&args, hosts, screen).await,
+        RemoteCommand::Keys(command) => keys::run(command, hosts, screen).await,
         RemoteCommand::Verify => verify(&hosts, screen),
     }
 }
 
-/// The hosts of the configuration.
-fn hosts(config: Option<&Path>) -> Result<Hosts, Failure> {
+/// The hosts of the configuration, and of an ssh_config where the command line or the configuration names one.
+pub fn hosts(config: Option<&Path>, ssh_config: Option<Option<PathBuf>>) -> Result<Hosts, Failure> {
     let (path, must_be_there) = configuration::path(config);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
@@ -113,13 +128,37 @@ fn hosts(config: Option<&Path>) -> Result<Hosts, Failure> {
         }
     };
     let home = std::env::var_os("HOME").map(PathBuf::from);
-    Hosts::parse(&text, home.as_deref()).map_err(|e| {
+    let ssh_config = match (ssh_config, &home) {
+        (None, _) => None,
+        (Some(Some(file)), _) => Some(file),
+        (Some(None), Some(home)) => Some(home.join(".ssh/config")),
+        (Some(None), None) => {
+            return Err(Failure::usage(
+                "nobody knows whose ~/.ssh/config is meant: HOME is not set",
+                "name the file: --ssh-config=FILE",
+            ));
+        }
+    };
+    let user = login_name();
+    let reader = Reader {
+        home: home.as_deref(),
+        user: user.as_deref(),
+        ssh_config: ssh_config.as_deref(),
+    };
+    Hosts::read(&text, reader).map_err(|e| {
         let failure = Failure::local(format!("{}: {e}", path.display()));
         match e.hint {
             Some(hint) => failure.next(hint),
             None => failure,
         }
     })
+}
+
+/// The name of the local user, as far as the environment says.
+fn login_name() -> Option<String> {
+    ["USER", "LOGNAME"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
 }
 
 /// Who acts, for the audit log: whoever became root is named by `sudo`.
@@ -141,14 +180,11 @@ async fn remote(
 ) -> Result<(Remote, ::audit::Log), Failure> {
     let log = journal::open(&hosts.settings.audit_dir, Redactor::default()).await?;
     let remote = Remote::new(hosts, log.clone(), actor());
-    let Some(file) = login.and_then(|login| login.passphrase_file.clone()) else {
-        return Ok((remote, log));
-    };
-    let text = fs::read_to_string(&file)
-        .map_err(|e| Failure::local(format!("{} can't be read: {e}", file.display())))?;
-    let passphrase: String = text.trim_end_matches(['\r', '\n']).to_owned();
-    let passphrases: Passphrases = Arc::new(move |_: &Path| Some(passphrase.clone().into()));
-    Ok((remote.passphrases(passphrases), log))
+    let file = login.and_then(|login| login.passphrase_file.as_deref());
+    match login.map_or(Ok(None), |_| passphrase::source(file))? {
+        Some(passphrases) => Ok((remote.passphrases(passphrases), log)),
+        None => Ok((remote, log)),
+    }
 }
 
 #[derive(Serialize)]
@@ -162,6 +198,28 @@ struct Host {
     allowed: bool,
     key: String,
     key_exists: bool,
+    /// Options of an ssh_config that stand there for it and are not used.
+    unused_options: Vec<String>,
+    /// Why it can't be used, where its ssh_config is the cause.
+    refused: Option<String>,
+}
+
+/// An alias of an ssh_config that can't be used.
+fn refused_host(id: &ssh::VmId, borrowed: &ssh::ssh_config::Borrowed) -> Option<Host> {
+    let refused = borrowed.refused.as_ref()?;
+    Some(Host {
+        vm_id: id.to_string(),
+        name: id.to_string(),
+        address: String::new(),
+        user: String::new(),
+        role: None,
+        enabled: false,
+        allowed: false,
+        key: String::new(),
+        key_exists: false,
+        unused_options: borrowed.unused.clone(),
+        refused: Some(refused.to_string()),
+    })
 }
 
 fn list(hosts: &Hosts, screen: &Screen) -> Result<Exit, Failure> {
@@ -177,9 +235,30 @@ fn list(hosts: &Hosts, screen: &Screen) -> Result<Exit, Failure> {
             allowed: hosts.permitted(vm.id.as_str()).is_ok(),
             key_exists: key.exists(),
             key: key.display().to_string(),
+            unused_options: hosts
+                .borrowed
+                .get(&vm.id)
+                .map(|borrowed| borrowed.unused.clone())
+                .unwrap_or_default(),
+            refused: None,
         }
     };
-    let all: Vec<Host> = hosts.vms.values().map(host).collect();
+    let mut all: Vec<Host> = hosts.vms.values().map(host).collect();
+    let refused = hosts.borrowed.iter();
+    all.extend(refused.filter_map(|(id, borrowed)| refused_host(id, borrowed)));
+    for host in &all {
+        if let Some(refused) = &host.refused {
+            screen.note(&format!("{}: {}", host.vm_id, guest_text::line(refused)));
+        }
+        if !host.unused_options.is_empty() {
+            let unused = host.unused_options.join(", ");
+            screen.note(&format!(
+                "{}: not used: {}",
+                host.vm_id,
+                guest_text::line(&unused)
+            ));
+        }
+    }
     screen.list(
         &all,
         "no hosts: add some under vms in the configuration",
@@ -193,6 +272,7 @@ fn list(hosts: &Hosts, screen: &Screen) -> Result<Exit, Failure> {
                     host.user.clone(),
                     host.role.clone().unwrap_or_default(),
                     match (host.enabled, host.allowed) {
+                        _ if host.refused.is_some() => "refused",
                         (false, _) => "disabled",
                         (true, false) => "not allowed",
                         (true, true) => "ready",

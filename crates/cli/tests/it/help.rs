@@ -39,6 +39,8 @@ fn help_texts() {
         "remote",
         "remote exec",
         "remote trust",
+        "remote keys",
+        "remote keys rotate",
         "config check",
         "completions",
     ] {

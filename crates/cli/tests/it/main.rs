@@ -16,6 +16,7 @@ mod password;
 mod progress;
 mod reach;
 mod remote;
+mod remote_keys;
 mod shell;
 #[expect(dead_code, reason = "the tests of the crate ssh use more of it")]
 #[path = "../../../ssh/tests/it/sshd.rs"]

@@ -17,7 +17,7 @@ pub(super) const SUM: &str = "sum() { \
     command -v openssl >/dev/null 2>&1; }; ";
 
 /// A host that is logged in to. Bulk data has this connection for itself, so that it stalls nobody.
-pub(super) struct Far<'a> {
+pub(crate) struct Far<'a> {
     pub vm: &'a Vm,
     pub connection: Connection,
 }
@@ -107,7 +107,7 @@ impl Far<'_> {
 }
 
 /// What a script printed.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     pub lines: Vec<String>,
     /// The last of standard error, for people.
     pub complaint: String,
@@ -131,7 +131,7 @@ impl Answer {
 }
 
 /// The last line that a script wrote on standard error.
-pub(super) fn complaint(finished: &Finished) -> String {
+pub(crate) fn complaint(finished: &Finished) -> String {
     let text = String::from_utf8_lossy(&finished.stderr);
     let line = text.lines().rev().find(|line| !line.trim().is_empty());
     let line = line.map(|line| line.chars().filter(|c| !c.is_control()).take(300).collect());

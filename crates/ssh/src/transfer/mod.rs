@@ -28,7 +28,7 @@ use sha2::{Digest as _, Sha256};
 use crate::error::Error;
 use crate::hosts::Vm;
 use crate::remote::{Remote, outcome_of, wait_before};
-use far::Far;
+pub(crate) use far::{Far, complaint};
 
 /// A transfer in which nothing moves for this long is ended.
 const IDLE: Duration = Duration::from_secs(60);

@@ -2,10 +2,15 @@
 
 #![cfg(test)]
 
+mod agent;
+mod certificates;
 mod ending;
 mod exec;
 mod jump;
+mod keys;
+mod parsers;
 mod relay;
+mod ssh_config;
 mod sshd;
 mod transfer;
 mod trust;
