@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::hosts::{Hosts, Settings, Vm};
 use crate::identity::{self, Passphrases};
 use crate::trust::{HostKeyProblem, ShownKey, Trust};
+use crate::warden::{Warden, Watcher};
 
 /// How often a silent server is asked whether it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -32,6 +33,9 @@ const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 const MAX_AGENT_KEYS: usize = 4;
 /// How long opening a channel may take.
 const OPEN_CHANNEL: Duration = Duration::from_secs(10);
+
+/// How long a farewell may take.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the handler saw, told to whoever connects.
 #[derive(Default)]
@@ -77,10 +81,28 @@ enum Way {
     Jump(#[expect(dead_code, reason = "held to be cut")] Box<Connection>),
 }
 
+/// Why there is no channel; nothing has been sent to the far side.
+#[derive(Debug)]
+pub(crate) enum NoChannel {
+    /// The server opens no further one.
+    Refused(Error),
+    /// The connection is dead or does not answer.
+    Gone(Error),
+}
+
+impl From<NoChannel> for Error {
+    fn from(none: NoChannel) -> Self {
+        match none {
+            NoChannel::Refused(error) | NoChannel::Gone(error) => error,
+        }
+    }
+}
+
 /// A connection that is logged in.
 pub(crate) struct Connection {
     vm: Vm,
     handle: client::Handle<Door>,
+    watcher: Arc<Watcher>,
     /// After the handle, so that the handle's last words may be sent.
     _way: Way,
 }
@@ -229,6 +251,7 @@ impl Connection {
         Ok(Self {
             vm: vm.clone(),
             handle,
+            watcher: Arc::default(),
             _way: way,
         })
     }
@@ -265,26 +288,76 @@ impl Connection {
         }
     }
 
+    /// Whether it is known to be dead.
+    pub fn is_closed(&self) -> bool {
+        self.handle.is_closed()
+    }
+
     /// A channel for one command.
     pub async fn channel(&self) -> Result<Channel<Msg>, Error> {
+        Ok(self.open_channel().await?)
+    }
+
+    /// A channel for one command, or why there is none.
+    pub async fn open_channel(&self) -> Result<Channel<Msg>, NoChannel> {
         let vm = self.vm.id.to_string();
         match timeout(OPEN_CHANNEL, self.handle.channel_open_session()).await {
             Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(russh::Error::ChannelOpenFailure(why))) => Err(Error::NotStarted {
-                vm,
-                reason: refusal(&why),
-            }),
-            Ok(Err(e)) => Err(Error::Handshake {
+            Ok(Err(russh::Error::ChannelOpenFailure(why))) => {
+                let reason = refusal(&why);
+                Err(NoChannel::Refused(Error::NotStarted { vm, reason }))
+            }
+            Ok(Err(e)) => Err(NoChannel::Gone(Error::Handshake {
                 vm,
                 address: self.vm.address(),
                 reason: format!("the connection broke before a channel was open: {e}"),
-            }),
-            Err(_) => Err(Error::Deadline {
+            })),
+            Err(_) => Err(NoChannel::Gone(Error::Deadline {
                 vm,
                 phase: "a channel was being opened",
                 limit_ms: millis(OPEN_CHANNEL),
-            }),
+            })),
         }
+    }
+
+    /// What watches over its commands, if it does.
+    pub fn warden(&self) -> Option<&Arc<Warden>> {
+        self.watcher.get()
+    }
+
+    /// Starts a watcher for all further commands, once, in the background; where that is not possible, each command
+    /// goes on having its own.
+    pub fn watch(self: &Arc<Self>) {
+        if !self.watcher.begin() {
+            return;
+        }
+        let connection = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let Some(connection) = connection.upgrade() else {
+                return;
+            };
+            if let Ok(channel) = connection.open_channel().await
+                && let Some(warden) = Warden::start(channel).await
+            {
+                connection.watcher.set(warden);
+            }
+        });
+    }
+
+    /// Ends it in order; a server that does not listen is cut off.
+    pub async fn close(&self) {
+        if let Some(warden) = self.warden() {
+            warden.dismiss().await;
+        }
+        let farewell = async {
+            let reason = russh::Disconnect::ByApplication;
+            let said = self.handle.disconnect(reason, "", "").await;
+            while said.is_ok() && !self.handle.is_closed() {
+                tokio::time::sleep(FAREWELL / 50).await;
+            }
+        };
+        // Whoever does not hear it is cut off when this is dropped.
+        let _: Result<(), _> = timeout(FAREWELL, farewell).await;
     }
 }
 

@@ -4,6 +4,7 @@
 //! ```text
 //!   Remote ─▶ hosts      who may be used
 //!     ├──▶ journal       what was asked, on disk, before anything is done
+//!     ├──▶ pool          connections that are kept between commands, each with a warden on the far side
 //!     ├──▶ connection    reached, key checked (trust, known_hosts), logged in (identity)
 //!     ├──▶ running       one command: order ▸ marker ▸ output ▸ end; supervisor ends its tree on the far side
 //!     └──▶ transfer      files: beside the target, read a second time, then renamed
@@ -23,11 +24,13 @@ mod hosts;
 mod identity;
 pub mod journal;
 mod known_hosts;
+mod pool;
 mod remote;
 mod running;
 mod supervisor;
 mod transfer;
 mod trust;
+mod warden;
 
 pub use algorithms::MIN_RSA_BITS;
 pub use command::{

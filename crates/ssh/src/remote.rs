@@ -26,7 +26,9 @@ use crate::connection::{self, Caller, Connection};
 use crate::error::Error;
 use crate::hosts::{Hosts, Vm};
 use crate::identity::Passphrases;
+use crate::pool::{Lease, Pool};
 use crate::running::{self, Limit};
+use crate::supervisor;
 use crate::trust::{self, HostKeyProblem, ShownKey};
 
 /// The channel's name in audit records.
@@ -35,13 +37,15 @@ const CHANNEL: &str = "ssh";
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// Remote execution on the hosts of one configuration.
+/// Remote execution on the hosts of one configuration. Keeps connections between commands; clones share them, and
+/// they are cut when the last clone is gone.
 #[derive(Clone)]
 pub struct Remote {
     pub(crate) hosts: Hosts,
     log: Log,
     actor: String,
     passphrases: Option<Passphrases>,
+    pool: Pool,
 }
 
 impl std::fmt::Debug for Remote {
@@ -66,6 +70,7 @@ impl Remote {
     /// Over these hosts, recorded in this log as done by `actor`.
     pub fn new(hosts: Hosts, log: Log, actor: impl Into<String>) -> Self {
         Self {
+            pool: Pool::new(hosts.settings.idle_timeout),
             hosts,
             log,
             actor: actor.into(),
@@ -115,15 +120,15 @@ impl Remote {
         let ended = loop {
             attempts += 1;
             let mut used_up = false;
-            let ended = match self.channel(vm).await {
+            let sharing = output.sharing();
+            let leased = self
+                .pool
+                .lease(vm, self.caller(), sharing, limit.duration());
+            let ended = match leased.await {
                 Err(error) => Err(error),
-                Ok((connection, channel)) => {
+                Ok(leased) => {
                     used_up = matches!(input, Input::Stream(_));
-                    let (login, to) = (vm.user.as_str(), output.again());
-                    let given = input.again();
-                    let ran = running::run(id, login, channel, command, given, to, limit).await;
-                    drop(connection);
-                    ran
+                    run_on(leased, vm, command, (input.again(), output.again()), limit).await
                 }
             };
             let Err(error) = &ended else { break ended };
@@ -147,12 +152,7 @@ impl Remote {
         }))
     }
 
-    async fn channel(&self, vm: &Vm) -> Result<(Connection, Channel<Msg>), Error> {
-        let connection = self.connect(vm).await?;
-        let channel = connection.channel().await?;
-        Ok((connection, channel))
-    }
-
+    /// A connection of the caller's own, made anew, that nobody keeps.
     pub(crate) async fn connect(&self, vm: &Vm) -> Result<Connection, Error> {
         Connection::open(vm, self.caller()).await
     }
@@ -267,6 +267,28 @@ impl Remote {
             })?;
         pinned
     }
+}
+
+/// One try on a channel that is there. Under the connection's warden where it has one; a command of another user is
+/// nobody's whom the login may not signal, so it has a watcher of its own.
+async fn run_on(
+    (lease, channel): (Lease, Channel<Msg>),
+    vm: &Vm,
+    command: &Command,
+    (input, output): (Input, Output),
+    limit: Limit,
+) -> Result<Finished, Error> {
+    let id = vm.id.as_str();
+    let other_user = supervisor::other_user(&vm.user, command.as_user());
+    let warden = lease.connection().warden().filter(|_| other_user.is_none());
+    let ended = match warden.map(|warden| warden.ward()) {
+        Some(ward) => running::run_watched(id, ward, channel, command, input, output, limit).await,
+        None => running::run(id, &vm.user, channel, command, input, output, limit).await,
+    };
+    if ended.is_ok() {
+        lease.finished();
+    }
+    ended
 }
 
 pub(crate) fn outcome_of(error: &Error) -> Outcome {

@@ -8,6 +8,8 @@
 //!
 //! Never waits without a limit, never holds more output than its limit, and answers with a final status or an error.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant as Clock};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -18,7 +20,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::command::{Chunk, Command, Finished, Input, MAX_OUTPUT_BYTES, Output};
 use crate::error::Error;
-use crate::supervisor::{Marks, exec_line, order_line};
+use crate::supervisor::{Marks, Watch, exec_line, order_line, watched_line};
+use crate::warden::Ward;
 
 /// How long the far side has to end a tree after a deadline: two seconds of asking, then force.
 const ENDING: Duration = Duration::from_secs(15);
@@ -39,21 +42,31 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
-    fn duration(self) -> Duration {
+    pub fn duration(self) -> Duration {
         match self {
             Self::Total(duration) | Self::Idle(duration) => duration,
         }
     }
 }
 
-/// A channel that is closed when its command's caller goes away.
-struct Guarded(Option<ChannelWriteHalf<Msg>>);
+/// A channel that is closed when its command's caller goes away; a warden is told to end what ran on it.
+struct Guarded {
+    write: Option<Arc<ChannelWriteHalf<Msg>>>,
+    ward: Option<Ward>,
+    /// The command's first process, 0 until it is known.
+    process: Arc<AtomicU32>,
+}
 
 impl Drop for Guarded {
     fn drop(&mut self) {
+        let ward = self.ward.take();
+        let process = self.process.load(Ordering::Relaxed);
         // Without a runtime there is no connection either.
-        if let (Some(write), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+        if let (Some(write), Ok(runtime)) = (self.write.take(), Handle::try_current()) {
             runtime.spawn(async move {
+                if let Some(ward) = ward {
+                    ward.end(process).await;
+                }
                 // A connection that is gone has closed it already.
                 let _: Result<(), _> = write.close().await;
             });
@@ -119,6 +132,9 @@ enum End {
 struct Running<'a> {
     vm: &'a str,
     marks: Marks,
+    ward: Option<Ward>,
+    /// The command's first process, 0 until it is known.
+    process: Arc<AtomicU32>,
     stdout: Stream,
     stderr: Stream,
     output: Output,
@@ -130,7 +146,7 @@ struct Running<'a> {
     reader_gone: bool,
 }
 
-/// Runs a command on an open channel. `login` is the user that logged in.
+/// Runs a command on an open channel, with a watcher of its own. `login` is the user that logged in.
 pub(crate) async fn run(
     vm: &str,
     login: &str,
@@ -140,27 +156,77 @@ pub(crate) async fn run(
     output: Output,
     limit: Limit,
 ) -> Result<Finished, Error> {
-    let not_started = |reason: String| Error::NotStarted {
+    let marks = Marks::new().map_err(|e| Error::NotStarted {
         vm: vm.to_owned(),
-        reason,
-    };
-    let began = Clock::now();
-    let marks = Marks::new().map_err(|e| not_started(format!("no random bytes: {e}")))?;
-    let (mut read, write) = channel.split();
-    let guarded = Guarded(Some(write));
-    let Some(write) = &guarded.0 else {
-        return Err(not_started("its channel is gone".to_owned()));
-    };
-    let line = exec_line(login, command.as_user());
-    write
-        .exec(true, line)
-        .await
-        .map_err(|_| not_started("the connection broke before the order was sent".to_owned()))?;
-    let has_input = !matches!(input, Input::None);
-    let order = order_line(command.order(has_input), &marks);
-    let mut running = Running {
+        reason: format!("no random bytes: {e}"),
+    })?;
+    let asked = Asked {
         vm,
+        line: exec_line(login, command.as_user()),
         marks,
+        ward: None,
+    };
+    drive(asked, channel, command, input, output, limit).await
+}
+
+/// Runs a command on an open channel, watched by its connection's warden: as the user that logged in.
+pub(crate) async fn run_watched(
+    vm: &str,
+    ward: Ward,
+    channel: Channel<Msg>,
+    command: &Command,
+    input: Input,
+    output: Output,
+    limit: Limit,
+) -> Result<Finished, Error> {
+    let asked = Asked {
+        vm,
+        line: watched_line(ward.shell_is_posix()),
+        marks: ward.marks.clone(),
+        ward: Some(ward),
+    };
+    drive(asked, channel, command, input, output, limit).await
+}
+
+/// What is asked of sshd, and who watches.
+struct Asked<'a> {
+    vm: &'a str,
+    line: String,
+    marks: Marks,
+    ward: Option<Ward>,
+}
+
+async fn drive(
+    asked: Asked<'_>,
+    channel: Channel<Msg>,
+    command: &Command,
+    input: Input,
+    output: Output,
+    limit: Limit,
+) -> Result<Finished, Error> {
+    let began = Clock::now();
+    let (mut read, write) = channel.split();
+    let write = Arc::new(write);
+    let process = Arc::new(AtomicU32::new(0));
+    let mut guarded = Guarded {
+        write: Some(Arc::clone(&write)),
+        ward: asked.ward.clone(),
+        process: Arc::clone(&process),
+    };
+    let sent = write.exec(true, asked.line).await;
+    sent.map_err(|_| Error::Handshake {
+        vm: asked.vm.to_owned(),
+        address: asked.vm.to_owned(),
+        reason: "the connection broke before the order was sent".to_owned(),
+    })?;
+    let has_input = !matches!(input, Input::None);
+    let watch = asked.ward.as_ref().map_or(Watch::Own, Ward::watch);
+    let order = order_line(command.order(has_input), &asked.marks, watch);
+    let mut running = Running {
+        vm: asked.vm,
+        marks: asked.marks,
+        ward: asked.ward,
+        process,
         stdout: Stream::new(),
         stderr: Stream::new(),
         output,
@@ -171,7 +237,11 @@ pub(crate) async fn run(
         timed_out: false,
         reader_gone: false,
     };
-    running.watch(&mut read, write, &order, input, limit).await;
+    running.watch(&mut read, &write, &order, input, limit).await;
+    if running.end.is_some() {
+        // The tree has ended, or stays on purpose.
+        guarded.ward = None;
+    }
     if !running.closed && !running.lost {
         let _: Result<(), _> = write.close().await;
     }
@@ -180,23 +250,34 @@ pub(crate) async fn run(
     Ok(finished)
 }
 
-/// Sends the order and then standard input in frames: their length in decimal, a newline, the bytes; 0 is the end.
+/// Sends the order and then standard input: as it is to what a warden watches; else in frames, which are their length
+/// in decimal, a newline, the bytes, and 0 is the end.
 async fn send(
     write: &ChannelWriteHalf<Msg>,
     order: &[u8],
     input: Input,
+    framed: bool,
 ) -> Result<(), russh::Error> {
     write.data_bytes(Bytes::copy_from_slice(order)).await?;
     match input {
         Input::None => return Ok(()),
-        Input::Bytes(bytes) => send_frames(write, bytes).await?,
+        Input::Bytes(bytes) if framed => send_frames(write, bytes).await?,
+        Input::Bytes(bytes) => write.data_bytes(bytes).await?,
         Input::Stream(mut pieces) => {
             while let Some(piece) = pieces.recv().await {
-                send_frames(write, piece).await?;
+                if framed {
+                    send_frames(write, piece).await?;
+                } else {
+                    write.data_bytes(piece).await?;
+                }
             }
         }
     }
-    write.data_bytes(Bytes::from_static(b"0\n")).await
+    if framed {
+        write.data_bytes(Bytes::from_static(b"0\n")).await
+    } else {
+        write.eof().await
+    }
 }
 
 async fn send_frames(write: &ChannelWriteHalf<Msg>, mut bytes: Bytes) -> Result<(), russh::Error> {
@@ -225,7 +306,7 @@ impl Running<'_> {
         let mut limit = deadline;
         let mut moved = false;
         let mut sent = false;
-        let sending = send(write, order, input);
+        let sending = send(write, order, input, self.ward.is_none());
         tokio::pin!(sending);
         loop {
             if self.closed || self.lost || self.refused {
@@ -250,10 +331,7 @@ impl Running<'_> {
                     self.timed_out = true;
                     limit = Instant::now() + ENDING;
                     sent = true;
-                    // The watcher takes the end of the channel's input for the order to end the tree.
-                    if write.eof().await.is_err() {
-                        self.lost = true;
-                    }
+                    self.end_tree(write).await;
                 }
                 message = read.wait() => {
                     moved = true;
@@ -269,6 +347,15 @@ impl Running<'_> {
                 }
             }
         }
+    }
+
+    async fn end_tree(&mut self, write: &ChannelWriteHalf<Msg>) {
+        let told = match &self.ward {
+            // Its own watcher takes the end of the channel's input for the order.
+            None => write.eof().await.is_ok(),
+            Some(ward) => ward.end(self.process.load(Ordering::Relaxed)).await,
+        };
+        self.lost |= !told;
     }
 
     async fn hear(&mut self, message: Option<ChannelMsg>, deadline: Instant) {
@@ -290,12 +377,26 @@ impl Running<'_> {
             }
             Some(ChannelMsg::ExtendedData { data, ext: 1 }) => {
                 let marker = format!("{}\n", self.marks.started());
-                if let Some(data) = self.stderr.feed(data, marker.as_bytes()) {
+                let rest = self.stderr.feed(data, marker.as_bytes());
+                self.learn_process();
+                if let Some(data) = rest {
                     self.take(Chunk::Stderr(data), deadline).await;
                 }
             }
             Some(_) => {}
         }
+    }
+
+    /// The number of the command's first process stands before the marker of standard error.
+    fn learn_process(&mut self) {
+        if self.ward.is_none() || !self.stderr.open || self.process.load(Ordering::Relaxed) != 0 {
+            return;
+        }
+        let noise = String::from_utf8_lossy(&self.stderr.noise);
+        let rest = noise.rsplit_once(self.marks.process().as_str());
+        let number = rest.and_then(|(_, rest)| rest.trim().parse().ok());
+        self.process
+            .store(number.unwrap_or_default(), Ordering::Relaxed);
     }
 
     async fn take(&mut self, chunk: Chunk, deadline: Instant) {
@@ -375,6 +476,13 @@ impl Running<'_> {
         if out.contains(&self.marks.no_directory()) {
             let reason = format!("the working directory cannot be entered: {err}");
             return Error::NotStarted { vm, reason };
+        }
+        if out.contains(&self.marks.unwatched()) {
+            return Error::Handshake {
+                vm: vm.clone(),
+                address: vm,
+                reason: "the session on the host that watches over commands has ended".to_owned(),
+            };
         }
         let mut said = [out, err].join("\n").trim().to_owned();
         if self.marks.stand_in(&said) {

@@ -6,6 +6,7 @@ mod ending;
 mod exec;
 mod jump;
 mod relay;
+mod sessions;
 mod sshd;
 mod transfer;
 mod trust;
