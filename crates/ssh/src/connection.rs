@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::algorithms;
 use crate::error::Error;
-use crate::hosts::{Hosts, Settings, Vm};
+use crate::hosts::{Hosts, Settings, Vm, VmId, address};
 use crate::identity::{self, Passphrases};
 use crate::trust::{HostKeyProblem, ShownKey, Trust};
 use crate::warden::{Warden, Watcher};
@@ -258,15 +258,23 @@ impl Connection {
 
     /// A stream through this host to another one's sshd.
     async fn stream_to(&self, vm: &Vm, settings: &Settings) -> Result<ChannelStream<Msg>, Error> {
-        let open = self.handle.channel_open_direct_tcpip(
-            vm.host.clone(),
-            u32::from(vm.port),
-            "127.0.0.1",
-            0,
-        );
+        let (host, port) = (vm.host.as_str(), vm.port);
+        self.tunnel(&vm.id, (host, port), settings).await
+    }
+
+    /// A stream to what this host reaches at an address, told of as `vm`.
+    pub async fn tunnel(
+        &self,
+        vm: &VmId,
+        (host, port): (&str, u16),
+        settings: &Settings,
+    ) -> Result<ChannelStream<Msg>, Error> {
+        let open = self
+            .handle
+            .channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0);
         let failed = |reason: String| Error::Connect {
-            vm: vm.id.to_string(),
-            address: vm.address(),
+            vm: vm.to_string(),
+            address: address(host, port),
             reason: format!("through {}: {reason}", self.vm.id),
         };
         match timeout(settings.connect_timeout, open).await {
@@ -281,7 +289,7 @@ impl Connection {
             }
             Ok(Err(e)) => Err(failed(e.to_string())),
             Err(_) => Err(Error::Deadline {
-                vm: vm.id.to_string(),
+                vm: vm.to_string(),
                 phase: "the host was being connected to",
                 limit_ms: millis(settings.connect_timeout),
             }),

@@ -7,6 +7,7 @@
 //!     ├──▶ pool          connections that are kept between commands, each with a warden on the far side
 //!     ├──▶ connection    reached, key checked (trust, known_hosts), logged in (identity)
 //!     ├──▶ running       one command: order ▸ marker ▸ output ▸ end; supervisor ends its tree on the far side
+//!     ├──▶ terminal      a person's keys and what the program shows; tunnel: ports that lead through a host
 //!     └──▶ transfer      files: beside the target, read a second time, then renamed
 //! ```
 //!
@@ -27,9 +28,12 @@ mod known_hosts;
 mod pool;
 mod remote;
 mod running;
+mod stream;
 mod supervisor;
+mod terminal;
 mod transfer;
 mod trust;
+mod tunnel;
 mod warden;
 
 pub use algorithms::MIN_RSA_BITS;
@@ -41,5 +45,7 @@ pub use hosts::{Hosts, InvalidHosts, Settings, Vm, VmId};
 pub use identity::{Passphrases, key_path};
 pub use known_hosts::{BadLine, KnownHosts};
 pub use remote::{KeyFound, Remote};
+pub use terminal::{Left, Program, Shown, Typed, Window};
 pub use transfer::{Progress, Transferred};
 pub use trust::{HostKeyProblem, ShownKey};
+pub use tunnel::{Tunnel, TunnelEvent};

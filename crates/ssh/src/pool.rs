@@ -113,6 +113,11 @@ impl Lease {
         &self.connection
     }
 
+    /// Whether nobody had used it before.
+    pub fn is_new(&self) -> bool {
+        self.uses == 0
+    }
+
     /// The command's end was seen, so the connection is as good as before.
     pub fn finished(mut self) {
         self.clean = true;
@@ -169,6 +174,32 @@ impl Pool {
         }))
     }
 
+    /// A place on a kept connection, or on a new one. Waits at most so long for one.
+    pub async fn connection(
+        &self,
+        vm: &Vm,
+        caller: Caller<'_>,
+        sharing: Sharing,
+        wait: Duration,
+    ) -> Result<Lease, Error> {
+        let key = key(vm, caller.hosts);
+        let until = tokio::time::Instant::now() + wait;
+        loop {
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            // Before looking, so that no change between looking and waiting is missed.
+            changed.as_mut().enable();
+            match self.place(&key, sharing) {
+                Place::Taken(lease) => return Ok(lease),
+                Place::Open(opening) => {
+                    let connection = Connection::open(vm, caller).await?;
+                    return Ok(self.keep(&opening, connection, sharing));
+                }
+                Place::Wait => timeout_at(until, changed).await.map_err(|_| busy(vm))?,
+            }
+        }
+    }
+
     /// A channel on a kept connection, or on a new one. Waits at most so long for a place.
     pub async fn lease(
         &self,
@@ -177,30 +208,13 @@ impl Pool {
         sharing: Sharing,
         wait: Duration,
     ) -> Result<(Lease, Channel<Msg>), Error> {
-        let key = key(vm, caller.hosts);
-        let until = tokio::time::Instant::now() + wait;
+        let until = Instant::now() + wait;
         loop {
-            let changed = self.0.changed.notified();
-            tokio::pin!(changed);
-            // Before looking, so that no change between looking and waiting is missed.
-            changed.as_mut().enable();
-            let lease = match self.place(&key, sharing) {
-                Place::Taken(lease) => lease,
-                Place::Open(opening) => {
-                    let connection = Connection::open(vm, caller).await?;
-                    self.keep(&opening, connection, sharing)
-                }
-                Place::Wait => {
-                    timeout_at(until, changed).await.map_err(|_| busy(vm))?;
-                    continue;
-                }
-            };
+            let wait = until.saturating_duration_since(Instant::now());
+            let lease = self.connection(vm, caller, sharing, wait).await?;
             match lease.connection.open_channel().await {
                 Ok(channel) => {
-                    if lease.uses > 0 && self.is_watched(&key) {
-                        // It will be used again, so a watcher for all of its commands pays.
-                        lease.connection.watch();
-                    }
+                    self.used_again(&lease);
                     return Ok((lease, channel));
                 }
                 Err(NoChannel::Gone(error)) if lease.uses == 0 => return Err(error),
@@ -212,6 +226,31 @@ impl Pool {
                     Err(Refused::For(error)) => return Err(error),
                 },
             }
+        }
+    }
+
+    /// A channel on a connection that is kept, if there is one with room: nothing is opened, and nobody logs in.
+    pub async fn kept(
+        &self,
+        vm: &Vm,
+        hosts: &Hosts,
+        sharing: Sharing,
+    ) -> Option<(Lease, Channel<Msg>)> {
+        let key = key(vm, hosts);
+        let Place::Taken(lease) = self.place(&key, sharing) else {
+            return None;
+        };
+        match lease.connection.open_channel().await {
+            Ok(channel) => {
+                self.used_again(&lease);
+                Some((lease, channel))
+            }
+            // `lease` finds out whether it is full.
+            Err(NoChannel::Refused(_)) => {
+                lease.finished();
+                None
+            }
+            Err(NoChannel::Gone(_)) => None,
         }
     }
 
@@ -348,8 +387,14 @@ impl Pool {
         Idle::Over(over.connection)
     }
 
-    fn is_watched(&self, key: &str) -> bool {
-        self.hosts().get(key).is_some_and(|host| host.watched)
+    /// What is used a second time will be used again, so a watcher for all of its commands pays.
+    fn used_again(&self, lease: &Lease) {
+        let mut hosts = self.hosts();
+        let watched = hosts.get_mut(&lease.key).is_some_and(|host| host.watched);
+        drop(hosts);
+        if watched && lease.uses > 0 {
+            lease.connection.watch();
+        }
     }
 
     fn hosts(&self) -> MutexGuard<'_, HashMap<String, Host>> {

@@ -26,8 +26,8 @@ use crate::connection::{self, Caller, Connection};
 use crate::error::Error;
 use crate::hosts::{Hosts, Vm};
 use crate::identity::Passphrases;
-use crate::pool::{Lease, Pool};
-use crate::running::{self, Limit};
+use crate::pool::{Lease, Pool, Sharing};
+use crate::running::{Begun, Limit};
 use crate::supervisor;
 use crate::trust::{self, HostKeyProblem, ShownKey};
 
@@ -45,7 +45,7 @@ pub struct Remote {
     log: Log,
     actor: String,
     passphrases: Option<Passphrases>,
-    pool: Pool,
+    pub(crate) pool: Pool,
 }
 
 impl std::fmt::Debug for Remote {
@@ -110,7 +110,15 @@ impl Remote {
             reason,
         };
         command.check_length().map_err(|e| invalid(e.to_string()))?;
-        let intent = self.intent(vm, "remote.exec", detail).await?;
+        let sharing = output.sharing();
+        // On a connection that is there already the far side gets ready while the record goes to the disk. It gets its
+        // order afterwards, or never.
+        let early = async {
+            let leased = self.pool.kept(vm, &self.hosts, sharing).await?;
+            Ready::on(leased, vm, command).await.ok()
+        };
+        let (intent, mut early) = tokio::join!(self.intent(vm, "remote.exec", detail), early);
+        let intent = intent?;
         let audit_id = intent.id().to_owned();
         let timestamp = Timestamp::now().to_string();
         let began = Instant::now();
@@ -120,15 +128,17 @@ impl Remote {
         let ended = loop {
             attempts += 1;
             let mut used_up = false;
-            let sharing = output.sharing();
-            let leased = self
-                .pool
-                .lease(vm, self.caller(), sharing, limit.duration());
-            let ended = match leased.await {
+            let ready = match early.take() {
+                Some(ready) => Ok(ready),
+                None => self.ready(vm, command, sharing, limit.duration()).await,
+            };
+            let ended = match ready {
                 Err(error) => Err(error),
-                Ok(leased) => {
+                Ok(ready) => {
                     used_up = matches!(input, Input::Stream(_));
-                    run_on(leased, vm, command, (input.again(), output.again()), limit).await
+                    ready
+                        .run(command, (input.again(), output.again()), limit)
+                        .await
                 }
             };
             let Err(error) = &ended else { break ended };
@@ -152,12 +162,23 @@ impl Remote {
         }))
     }
 
+    async fn ready<'a>(
+        &self,
+        vm: &'a Vm,
+        command: &Command,
+        sharing: Sharing,
+        wait: Duration,
+    ) -> Result<Ready<'a>, Error> {
+        let leased = self.pool.lease(vm, self.caller(), sharing, wait).await?;
+        Ready::on(leased, vm, command).await
+    }
+
     /// A connection of the caller's own, made anew, that nobody keeps.
     pub(crate) async fn connect(&self, vm: &Vm) -> Result<Connection, Error> {
         Connection::open(vm, self.caller()).await
     }
 
-    fn caller(&self) -> Caller<'_> {
+    pub(crate) fn caller(&self) -> Caller<'_> {
         Caller {
             hosts: &self.hosts,
             passphrases: self.passphrases.as_ref(),
@@ -269,26 +290,39 @@ impl Remote {
     }
 }
 
-/// One try on a channel that is there. Under the connection's warden where it has one; a command of another user is
-/// nobody's whom the login may not signal, so it has a watcher of its own.
-async fn run_on(
-    (lease, channel): (Lease, Channel<Msg>),
-    vm: &Vm,
-    command: &Command,
-    (input, output): (Input, Output),
-    limit: Limit,
-) -> Result<Finished, Error> {
-    let id = vm.id.as_str();
-    let other_user = supervisor::other_user(&vm.user, command.as_user());
-    let warden = lease.connection().warden().filter(|_| other_user.is_none());
-    let ended = match warden.map(|warden| warden.ward()) {
-        Some(ward) => running::run_watched(id, ward, channel, command, input, output, limit).await,
-        None => running::run(id, &vm.user, channel, command, input, output, limit).await,
-    };
-    if ended.is_ok() {
-        lease.finished();
+/// A channel whose far side waits for its order, and the place on the connection that carries it.
+struct Ready<'a> {
+    lease: Lease,
+    begun: Begun<'a>,
+}
+
+impl<'a> Ready<'a> {
+    /// Under the connection's warden where it has one. A command of another user is nobody's whom the login may
+    /// signal, so it has a watcher of its own.
+    async fn on(
+        (lease, channel): (Lease, Channel<Msg>),
+        vm: &'a Vm,
+        command: &Command,
+    ) -> Result<Self, Error> {
+        let other_user = supervisor::other_user(&vm.user, command.as_user());
+        let warden = lease.connection().warden().filter(|_| other_user.is_none());
+        let ward = warden.map(|warden| warden.ward());
+        let begun = Begun::on(vm.id.as_str(), &vm.user, channel, command, ward).await?;
+        Ok(Self { lease, begun })
     }
-    ended
+
+    async fn run(
+        self,
+        command: &Command,
+        (input, output): (Input, Output),
+        limit: Limit,
+    ) -> Result<Finished, Error> {
+        let ended = self.begun.run(command, input, output, limit).await;
+        if ended.is_ok() {
+            self.lease.finished();
+        }
+        ended
+    }
 }
 
 pub(crate) fn outcome_of(error: &Error) -> Outcome {

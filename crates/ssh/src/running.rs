@@ -18,8 +18,9 @@ use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::command::{Chunk, Command, Finished, Input, MAX_OUTPUT_BYTES, Output};
+use crate::command::{Chunk, Command, Finished, Input, Output};
 use crate::error::Error;
+use crate::stream::Stream;
 use crate::supervisor::{Marks, Watch, exec_line, order_line, watched_line};
 use crate::warden::Ward;
 
@@ -27,8 +28,6 @@ use crate::warden::Ward;
 const ENDING: Duration = Duration::from_secs(15);
 /// How long nothing may come after the command's end before its output counts as complete.
 const DRAIN: Duration = Duration::from_secs(1);
-/// How much of what comes before the marker is kept for a message, in bytes.
-const MAX_NOISE_BYTES: usize = 16 * 1024;
 /// The largest piece of standard input that is sent as one frame. Each costs the far side a start of `dd`.
 const FRAME_BYTES: usize = 1024 * 1024;
 
@@ -74,55 +73,6 @@ impl Drop for Guarded {
     }
 }
 
-/// One stream of output: what comes before the marker, and what comes after.
-struct Stream {
-    noise: BytesMut,
-    open: bool,
-    kept: Vec<u8>,
-    truncated: bool,
-}
-
-impl Stream {
-    fn new() -> Self {
-        Self {
-            noise: BytesMut::new(),
-            open: false,
-            kept: Vec::new(),
-            truncated: false,
-        }
-    }
-
-    /// What of these bytes is the command's output.
-    fn feed(&mut self, data: Bytes, marker: &[u8]) -> Option<Bytes> {
-        if self.open {
-            return Some(data);
-        }
-        self.noise.extend_from_slice(&data);
-        let at = self
-            .noise
-            .windows(marker.len())
-            .position(|window| window == marker);
-        if let Some(at) = at {
-            self.open = true;
-            let rest = self.noise.split_off(at.saturating_add(marker.len()));
-            self.noise.truncate(at);
-            return (!rest.is_empty()).then(|| rest.freeze());
-        }
-        let excess = self.noise.len().saturating_sub(MAX_NOISE_BYTES);
-        if excess > 0 {
-            let _: BytesMut = self.noise.split_to(excess);
-        }
-        None
-    }
-
-    fn keep(&mut self, data: &[u8]) {
-        let room = MAX_OUTPUT_BYTES.saturating_sub(self.kept.len());
-        let taken = data.get(..room.min(data.len())).unwrap_or_default();
-        self.kept.extend_from_slice(taken);
-        self.truncated |= taken.len() < data.len();
-    }
-}
-
 /// What is known about the end.
 enum End {
     Code(u32),
@@ -156,98 +106,101 @@ pub(crate) async fn run(
     output: Output,
     limit: Limit,
 ) -> Result<Finished, Error> {
-    let marks = Marks::new().map_err(|e| Error::NotStarted {
-        vm: vm.to_owned(),
-        reason: format!("no random bytes: {e}"),
-    })?;
-    let asked = Asked {
-        vm,
-        line: exec_line(login, command.as_user()),
-        marks,
-        ward: None,
-    };
-    drive(asked, channel, command, input, output, limit).await
+    let begun = Begun::on(vm, login, channel, command, None).await?;
+    begun.run(command, input, output, limit).await
 }
 
-/// Runs a command on an open channel, watched by its connection's warden: as the user that logged in.
-pub(crate) async fn run_watched(
-    vm: &str,
-    ward: Ward,
-    channel: Channel<Msg>,
-    command: &Command,
-    input: Input,
-    output: Output,
-    limit: Limit,
-) -> Result<Finished, Error> {
-    let asked = Asked {
-        vm,
-        line: watched_line(ward.shell_is_posix()),
-        marks: ward.marks.clone(),
-        ward: Some(ward),
-    };
-    drive(asked, channel, command, input, output, limit).await
-}
-
-/// What is asked of sshd, and who watches.
-struct Asked<'a> {
+/// A channel whose far side waits for its order. Nothing runs before that has come.
+pub(crate) struct Begun<'a> {
     vm: &'a str,
-    line: String,
     marks: Marks,
     ward: Option<Ward>,
+    channel: Channel<Msg>,
 }
 
-async fn drive(
-    asked: Asked<'_>,
-    channel: Channel<Msg>,
-    command: &Command,
-    input: Input,
-    output: Output,
-    limit: Limit,
-) -> Result<Finished, Error> {
-    let began = Clock::now();
-    let (mut read, write) = channel.split();
-    let write = Arc::new(write);
-    let process = Arc::new(AtomicU32::new(0));
-    let mut guarded = Guarded {
-        write: Some(Arc::clone(&write)),
-        ward: asked.ward.clone(),
-        process: Arc::clone(&process),
-    };
-    let sent = write.exec(true, asked.line).await;
-    sent.map_err(|_| Error::Handshake {
-        vm: asked.vm.to_owned(),
-        address: asked.vm.to_owned(),
-        reason: "the connection broke before the order was sent".to_owned(),
-    })?;
-    let has_input = !matches!(input, Input::None);
-    let watch = asked.ward.as_ref().map_or(Watch::Own, Ward::watch);
-    let order = order_line(command.order(has_input), &asked.marks, watch);
-    let mut running = Running {
-        vm: asked.vm,
-        marks: asked.marks,
-        ward: asked.ward,
-        process,
-        stdout: Stream::new(),
-        stderr: Stream::new(),
-        output,
-        end: None,
-        refused: false,
-        closed: false,
-        lost: false,
-        timed_out: false,
-        reader_gone: false,
-    };
-    running.watch(&mut read, &write, &order, input, limit).await;
-    if running.end.is_some() {
-        // The tree has ended, or stays on purpose.
-        guarded.ward = None;
+impl<'a> Begun<'a> {
+    /// Has the far side begun to wait. `login` is the user that logged in; only a command of this user's can be
+    /// watched by a warden.
+    pub async fn on(
+        vm: &'a str,
+        login: &str,
+        channel: Channel<Msg>,
+        command: &Command,
+        ward: Option<Ward>,
+    ) -> Result<Self, Error> {
+        let (marks, line) = match &ward {
+            Some(ward) => (ward.marks.clone(), watched_line(ward.shell_is_posix())),
+            None => {
+                let marks = Marks::new().map_err(|e| Error::NotStarted {
+                    vm: vm.to_owned(),
+                    reason: format!("no random bytes: {e}"),
+                })?;
+                (marks, exec_line(login, command.as_user()))
+            }
+        };
+        channel
+            .exec(true, line)
+            .await
+            .map_err(|_| Error::Handshake {
+                vm: vm.to_owned(),
+                address: vm.to_owned(),
+                reason: "the connection broke before the order was sent".to_owned(),
+            })?;
+        Ok(Self {
+            vm,
+            marks,
+            ward,
+            channel,
+        })
     }
-    if !running.closed && !running.lost {
-        let _: Result<(), _> = write.close().await;
+
+    /// Runs the command to its end.
+    pub async fn run(
+        self,
+        command: &Command,
+        input: Input,
+        output: Output,
+        limit: Limit,
+    ) -> Result<Finished, Error> {
+        let began = Clock::now();
+        let (mut read, write) = self.channel.split();
+        let write = Arc::new(write);
+        let process = Arc::new(AtomicU32::new(0));
+        let mut guarded = Guarded {
+            write: Some(Arc::clone(&write)),
+            ward: self.ward.clone(),
+            process: Arc::clone(&process),
+        };
+        let has_input = !matches!(input, Input::None);
+        let watch = self.ward.as_ref().map_or(Watch::Own, Ward::watch);
+        let order = order_line(command.order(has_input), &self.marks, watch);
+        let mut running = Running {
+            vm: self.vm,
+            marks: self.marks,
+            ward: self.ward,
+            process,
+            stdout: Stream::new(),
+            stderr: Stream::new(),
+            output,
+            end: None,
+            refused: false,
+            closed: false,
+            lost: false,
+            timed_out: false,
+            reader_gone: false,
+        };
+        running.watch(&mut read, &write, &order, input, limit).await;
+        if running.end.is_some() {
+            // The tree has ended, or stays on purpose.
+            guarded.ward = None;
+        }
+        if !running.closed && !running.lost {
+            let _: Result<(), _> = write.close().await;
+        }
+        let mut finished = running.judge(limit.duration())?;
+        finished.took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(finished)
     }
-    let mut finished = running.judge(limit.duration())?;
-    finished.took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    Ok(finished)
 }
 
 /// Sends the order and then standard input: as it is to what a warden watches; else in frames, which are their length
@@ -517,7 +470,7 @@ impl Running<'_> {
     }
 }
 
-fn signal(signal: &Sig) -> String {
+pub(crate) fn signal(signal: &Sig) -> String {
     match signal {
         Sig::Custom(name) => name.clone(),
         other => format!("{other:?}"),
@@ -525,7 +478,7 @@ fn signal(signal: &Sig) -> String {
 }
 
 /// Linux's numbers of the signals that sshd names; 0 for others.
-fn signal_number(name: &str) -> i32 {
+pub(crate) fn signal_number(name: &str) -> i32 {
     match name {
         "HUP" => 1,
         "INT" => 2,
@@ -543,56 +496,5 @@ fn signal_number(name: &str) -> i32 {
         "ALRM" => 14,
         "TERM" => 15,
         _ => 0,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn feed(pieces: &[&str]) -> (String, String) {
-        let mut stream = Stream::new();
-        let mut out = Vec::new();
-        for piece in pieces {
-            let data = Bytes::copy_from_slice(piece.as_bytes());
-            if let Some(data) = stream.feed(data, b"K S\n") {
-                out.extend_from_slice(&data);
-            }
-        }
-        let noise = String::from_utf8_lossy(&stream.noise).into_owned();
-        (noise, String::from_utf8(out).unwrap())
-    }
-
-    #[test]
-    fn output_begins_after_the_marker_however_it_is_cut() {
-        assert_eq!(feed(&["K S\nhello"]), (String::new(), "hello".into()));
-        assert_eq!(
-            feed(&["Welcome\nK", " S", "\n", "a", "b"]),
-            ("Welcome\n".into(), "ab".into())
-        );
-        assert_eq!(
-            feed(&["no newlineK S\n\n"]),
-            ("no newline".into(), "\n".into())
-        );
-        assert_eq!(feed(&["K S\nK S\n"]), (String::new(), "K S\n".into()));
-        assert_eq!(feed(&["only noise"]), ("only noise".into(), String::new()));
-    }
-
-    #[test]
-    fn noise_is_bounded_and_the_marker_still_found() {
-        let noise = "x".repeat(3 * MAX_NOISE_BYTES);
-        let (kept, out) = feed(&[&noise, "K S\nend"]);
-        assert!(kept.len() <= MAX_NOISE_BYTES);
-        assert_eq!(out, "end");
-    }
-
-    #[test]
-    fn kept_output_is_bounded() {
-        let mut stream = Stream::new();
-        stream.keep(&vec![1; MAX_OUTPUT_BYTES - 1]);
-        assert!(!stream.truncated);
-        stream.keep(&[2, 3]);
-        assert!(stream.truncated);
-        assert_eq!(stream.kept.len(), MAX_OUTPUT_BYTES);
     }
 }

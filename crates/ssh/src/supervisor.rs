@@ -53,6 +53,8 @@ pub(crate) enum Watch {
     Own,
     /// The connection's, which is this process.
     Warden(u32),
+    /// The terminal itself, which hangs up when its connection goes.
+    Terminal,
 }
 
 impl Marks {
@@ -200,12 +202,24 @@ const WARDEN: &str = concat!(
 /// What is asked of sshd for a command with a watcher of its own. With another user than the one that logs in, by
 /// `sudo`, or by `runuser` for root.
 pub(crate) fn exec_line(login: &str, user: Option<&str>) -> String {
-    let become_user = match other_user(login, user) {
+    let become_user = become_user(login, user);
+    format!("exec {become_user}/bin/sh -c '{ENDING}{WATCHER}{MAIN}'")
+}
+
+/// What is asked of sshd for a program in a terminal.
+pub(crate) fn terminal_line(login: &str, user: Option<&str>) -> String {
+    format!(
+        "exec {}/bin/sh -c '{WATCHED_MAIN}'",
+        become_user(login, user)
+    )
+}
+
+fn become_user(login: &str, user: Option<&str>) -> String {
+    match other_user(login, user) {
         Some(user) if login == "root" => format!("runuser -u {user} -- "),
         Some(user) => format!("sudo -n -u {user} -- "),
         None => String::new(),
-    };
-    format!("exec {become_user}/bin/sh -c '{ENDING}{WATCHER}{MAIN}'")
+    }
 }
 
 /// The user that a command is to run as, if it is not the one that logs in.
@@ -255,6 +269,7 @@ pub(crate) fn order_line(order: Order<'_>, marks: &Marks, watch: Watch) -> Zeroi
             "ulimit -S -m $(({}+$$)) 2>/dev/null;kill -0 {process} 2>/dev/null||{{ echo \"$k G\";exit 125;}};",
             marks.limit_kib
         ),
+        Watch::Terminal => Ok(()),
     };
     line.extend_from_slice(head.as_bytes());
     if let Some(cwd) = order.cwd {
@@ -282,6 +297,8 @@ pub(crate) fn order_line(order: Order<'_>, marks: &Marks, watch: Watch) -> Zeroi
         Watch::Warden(_) => {
             b"export PROXIMITY_RUN=$k.$$.;echo \"$k S\";echo \"$k P $$ $k S\">&2;exec "
         }
+        // Until now it was raw, so that the order came as it is.
+        Watch::Terminal => b"stty sane;echo \"$k S\";exec ",
     });
     for word in order.argv {
         quote(word, &mut line);
@@ -289,6 +306,7 @@ pub(crate) fn order_line(order: Order<'_>, marks: &Marks, watch: Watch) -> Zeroi
     }
     line.extend_from_slice(match watch {
         Watch::Own => b"; };\n".as_slice(),
+        Watch::Terminal => b"\n",
         Watch::Warden(_) if order.input => b"\n",
         Watch::Warden(_) => b"</dev/null\n",
     });
@@ -337,7 +355,7 @@ mod tests {
             cwd: Some(b"-x"),
             input: true,
         };
-        for watch in [Watch::Own, Watch::Warden(7)] {
+        for watch in [Watch::Own, Watch::Warden(7), Watch::Terminal] {
             let line = order_line(order, &marks, watch);
             assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
             assert!(line.ends_with(b"\n"));

@@ -8,5 +8,6 @@ mod jump;
 mod relay;
 mod sessions;
 mod sshd;
+mod terminal;
 mod transfer;
 mod trust;
