@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help deps tools build images install uninstall demo demo-down bench bench-link bench-load fmt lint test clean-images
+.PHONY: help deps tools build images install uninstall demo demo-down bench bench-link bench-load bench-remote fmt lint test clean-images
 
 target := $(or $(CARGO_TARGET_DIR),target)
 agent_target := x86_64-unknown-linux-gnu
@@ -50,6 +50,9 @@ bench-link: build ## measure commands, sandboxes and copies beside OpenSSH, Dock
 
 bench-load: build ## measure 150 guests, 50 sandboxes at once, 1,000 routes, idle costs; fails when a figure is missed (root)
 	@scripts/bench-load
+
+bench-remote: build ## measure remote execution beside ssh, scp and a Python client; fails when a goal is missed (root)
+	@scripts/bench-remote
 
 fmt: ## format all sources
 	cargo fmt --all

@@ -271,7 +271,7 @@ async fn next(from: &mut Option<mpsc::Receiver<io::Result<Bytes>>>) -> Option<io
 }
 
 /// A thread of its own, because nothing can wake it from a read; it ends with the process.
-fn start_reading(input: Input) -> Result<mpsc::Receiver<io::Result<Bytes>>, Failure> {
+pub fn start_reading(input: Input) -> Result<mpsc::Receiver<io::Result<Bytes>>, Failure> {
     let (to, from) = mpsc::channel(QUEUE);
     let read = move || {
         loop {

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
 use crate::hosts::is_user;
+use crate::pool::Sharing;
 use crate::supervisor::Order;
 
 /// The longest order: argv, environment and directory together, in bytes. Linux takes 2 MiB of argv and
@@ -216,6 +217,14 @@ impl Output {
         match self {
             Self::Collect => Self::Collect,
             Self::Stream(to) => Self::Stream(to.clone()),
+        }
+    }
+
+    /// A receiver may stand still, and then the whole connection does.
+    pub(crate) fn sharing(&self) -> Sharing {
+        match self {
+            Self::Collect => Sharing::Shared,
+            Self::Stream(_) => Sharing::Own,
         }
     }
 }

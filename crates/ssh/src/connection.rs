@@ -17,10 +17,12 @@ use tokio::time::timeout;
 use crate::agent::{Agent, Offered};
 use crate::algorithms;
 use crate::error::Error;
-use crate::hosts::{Hosts, Settings, Vm};
+use crate::hosts::{Hosts, Settings, Vm, address};
 use crate::identity::{Keys, Offer, Passphrases};
 use crate::signer::FileSigner;
 use crate::trust::{HostKeyProblem, ShownKey, Trust};
+use crate::vm_id::VmId;
+use crate::warden::{Warden, Watcher};
 
 /// How often a silent server is asked whether it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -30,6 +32,9 @@ const KEEP_ALIVE_MAX: usize = 3;
 const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// How long opening a channel may take.
 const OPEN_CHANNEL: Duration = Duration::from_secs(10);
+
+/// How long a farewell may take.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the handler saw, told to whoever connects.
 #[derive(Default)]
@@ -75,10 +80,28 @@ enum Way {
     Jump(#[expect(dead_code, reason = "held to be cut")] Box<Connection>),
 }
 
+/// Why there is no channel; nothing has been sent to the far side.
+#[derive(Debug)]
+pub(crate) enum NoChannel {
+    /// The server opens no further one.
+    Refused(Error),
+    /// The connection is dead or does not answer.
+    Gone(Error),
+}
+
+impl From<NoChannel> for Error {
+    fn from(none: NoChannel) -> Self {
+        match none {
+            NoChannel::Refused(error) | NoChannel::Gone(error) => error,
+        }
+    }
+}
+
 /// A connection that is logged in.
 pub(crate) struct Connection {
     vm: Vm,
     handle: client::Handle<Door>,
+    watcher: Arc<Watcher>,
     /// After the handle, so that the handle's last words may be sent.
     _way: Way,
 }
@@ -229,21 +252,30 @@ impl Connection {
         Ok(Self {
             vm: vm.clone(),
             handle,
+            watcher: Arc::default(),
             _way: way,
         })
     }
 
     /// A stream through this host to another one's sshd.
     async fn stream_to(&self, vm: &Vm, settings: &Settings) -> Result<ChannelStream<Msg>, Error> {
-        let open = self.handle.channel_open_direct_tcpip(
-            vm.host.clone(),
-            u32::from(vm.port),
-            "127.0.0.1",
-            0,
-        );
+        let (host, port) = (vm.host.as_str(), vm.port);
+        self.tunnel(&vm.id, (host, port), settings).await
+    }
+
+    /// A stream to what this host reaches at an address, told of as `vm`.
+    pub async fn tunnel(
+        &self,
+        vm: &VmId,
+        (host, port): (&str, u16),
+        settings: &Settings,
+    ) -> Result<ChannelStream<Msg>, Error> {
+        let open = self
+            .handle
+            .channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0);
         let failed = |reason: String| Error::Connect {
-            vm: vm.id.to_string(),
-            address: vm.address(),
+            vm: vm.to_string(),
+            address: address(host, port),
             reason: format!("through {}: {reason}", self.vm.id),
         };
         match timeout(settings.connect_timeout, open).await {
@@ -258,33 +290,83 @@ impl Connection {
             }
             Ok(Err(e)) => Err(failed(e.to_string())),
             Err(_) => Err(Error::Deadline {
-                vm: vm.id.to_string(),
+                vm: vm.to_string(),
                 phase: "the host was being connected to",
                 limit_ms: millis(settings.connect_timeout),
             }),
         }
     }
 
+    /// Whether it is known to be dead.
+    pub fn is_closed(&self) -> bool {
+        self.handle.is_closed()
+    }
+
     /// A channel for one command.
     pub async fn channel(&self) -> Result<Channel<Msg>, Error> {
+        Ok(self.open_channel().await?)
+    }
+
+    /// A channel for one command, or why there is none.
+    pub async fn open_channel(&self) -> Result<Channel<Msg>, NoChannel> {
         let vm = self.vm.id.to_string();
         match timeout(OPEN_CHANNEL, self.handle.channel_open_session()).await {
             Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(russh::Error::ChannelOpenFailure(why))) => Err(Error::NotStarted {
-                vm,
-                reason: refusal(&why),
-            }),
-            Ok(Err(e)) => Err(Error::Handshake {
+            Ok(Err(russh::Error::ChannelOpenFailure(why))) => {
+                let reason = refusal(&why);
+                Err(NoChannel::Refused(Error::NotStarted { vm, reason }))
+            }
+            Ok(Err(e)) => Err(NoChannel::Gone(Error::Handshake {
                 vm,
                 address: self.vm.address(),
                 reason: format!("the connection broke before a channel was open: {e}"),
-            }),
-            Err(_) => Err(Error::Deadline {
+            })),
+            Err(_) => Err(NoChannel::Gone(Error::Deadline {
                 vm,
                 phase: "a channel was being opened",
                 limit_ms: millis(OPEN_CHANNEL),
-            }),
+            })),
         }
+    }
+
+    /// What watches over its commands, if it does.
+    pub fn warden(&self) -> Option<&Arc<Warden>> {
+        self.watcher.get()
+    }
+
+    /// Starts a watcher for all further commands, once, in the background; where that is not possible, each command
+    /// goes on having its own.
+    pub fn watch(self: &Arc<Self>) {
+        if !self.watcher.begin() {
+            return;
+        }
+        let connection = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let Some(connection) = connection.upgrade() else {
+                return;
+            };
+            if let Ok(channel) = connection.open_channel().await
+                && let Some(warden) = Warden::start(channel).await
+            {
+                connection.watcher.set(warden);
+            }
+        });
+    }
+
+    /// Ends it in order; a server that does not listen is cut off.
+    pub async fn close(&self) {
+        if let Some(warden) = self.warden() {
+            warden.dismiss().await;
+        }
+        let farewell = async {
+            let reason = russh::Disconnect::ByApplication;
+            let said = self.handle.disconnect(reason, "", "").await;
+            while said.is_ok() && !self.handle.is_closed() {
+                tokio::time::sleep(FAREWELL / 50).await;
+            }
+        };
+        // Whoever does not hear it is cut off when this is dropped.
+        let _: Result<(), _> = timeout(FAREWELL, farewell).await;
     }
 }
 

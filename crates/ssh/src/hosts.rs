@@ -15,6 +15,8 @@ use crate::vm_id::VmId;
 
 /// The longest command deadline that can be configured: a week.
 const MAX_TIMEOUT_S: u64 = 7 * 24 * 3600;
+/// The longest time that a connection can be kept without use: a day.
+const MAX_IDLE_S: u64 = 24 * 3600;
 /// The most hosts on the way to another one.
 const MAX_JUMPS: usize = 4;
 /// The most further tries that can be configured.
@@ -72,11 +74,16 @@ impl Vm {
 
     /// Host and port as people write them.
     pub fn address(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        address(&self.host, self.port)
+    }
+}
+
+/// Host and port as people write them.
+pub(crate) fn address(host: &str, port: u16) -> String {
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
     }
 }
 
@@ -87,6 +94,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// The deadline for connecting, and once more for logging in.
     pub connect_timeout: Duration,
+    /// After how long without use a kept connection is closed; zero keeps none.
+    pub idle_timeout: Duration,
     /// How often a connection that failed is tried again.
     pub retry: u32,
     /// Where each host's private key lies, named by its id.
@@ -163,6 +172,7 @@ struct SettingsSection {
     default_timeout: u64,
     default_retry: u32,
     connect_timeout: u64,
+    idle_timeout: u64,
     key_storage_path: String,
     checksum_algorithm: String,
     known_hosts: String,
@@ -179,6 +189,7 @@ impl Default for SettingsSection {
             default_timeout: 30,
             default_retry: 3,
             connect_timeout: 10,
+            idle_timeout: 60,
             key_storage_path: "~/.ssh/proximity_keys".to_owned(),
             checksum_algorithm: "sha256".to_owned(),
             known_hosts: "~/.ssh/known_hosts".to_owned(),
@@ -372,6 +383,16 @@ fn settings(section: SettingsSection, home: Option<&Path>) -> Result<Settings, I
             ));
         }
     }
+    if section.idle_timeout > MAX_IDLE_S {
+        return Err(InvalidHosts::new(
+            format!(
+                "{}: {} is out of range",
+                at("idle_timeout"),
+                section.idle_timeout
+            ),
+            format!("write seconds, 1 to {MAX_IDLE_S}, or 0 to keep no connection"),
+        ));
+    }
     if section.default_retry > MAX_RETRY {
         return Err(InvalidHosts::new(
             format!(
@@ -395,6 +416,7 @@ fn settings(section: SettingsSection, home: Option<&Path>) -> Result<Settings, I
     Ok(Settings {
         timeout: Duration::from_secs(section.default_timeout),
         connect_timeout: Duration::from_secs(section.connect_timeout),
+        idle_timeout: Duration::from_secs(section.idle_timeout),
         retry: section.default_retry,
         key_dir: expand(&at("key_storage_path"), &section.key_storage_path, home)?,
         known_hosts: expand(&at("known_hosts"), &section.known_hosts, home)?,
@@ -542,6 +564,7 @@ remote_execution:
             "remote_execution: { default_timeout: 0 }",
             "default_timeout",
         );
+        check("remote_execution: { idle_timeout: 86401 }", "idle_timeout");
         check("remote_execution: { default_retry: 99 }", "default_retry");
         check(
             "remote_execution: { checksum_algorithm: md5 }",

@@ -4,9 +4,11 @@
 //! ```text
 //!   Remote ─▶ hosts      who may be used
 //!     ├──▶ journal       what was asked, on disk, before anything is done
+//!     ├──▶ pool          connections that are kept between commands, each with a warden on the far side
 //!     ├──▶ connection    reached, key checked (trust, known_hosts), logged in (identity)
 //!     ├──▶ running       one command: order ▸ marker ▸ output ▸ end; supervisor ends its tree on the far side
 //!     ├──▶ keys          the key of each host: made, deployed, replaced, taken away
+//!     ├──▶ terminal      a person's keys and what the program shows; tunnel: ports that lead through a host
 //!     └──▶ transfer      files: beside the target, read a second time, then renamed
 //! ```
 //!
@@ -26,14 +28,19 @@ mod identity;
 pub mod journal;
 mod keys;
 mod known_hosts;
+mod pool;
 mod remote;
 mod running;
 mod signer;
 pub mod ssh_config;
+mod stream;
 mod supervisor;
+mod terminal;
 mod transfer;
 mod trust;
+mod tunnel;
 mod vm_id;
+mod warden;
 
 pub use algorithms::MIN_RSA_BITS;
 pub use command::{
@@ -45,6 +52,8 @@ pub use identity::{Passphrases, key_path};
 pub use keys::{Deployed, KeyState, KeyStatus, Made, Pending, Revoked, Rotated, key_status};
 pub use known_hosts::{BadLine, KnownHosts};
 pub use remote::{KeyFound, Remote};
+pub use terminal::{Left, Program, Shown, Typed, Window};
 pub use transfer::{Progress, Transferred};
 pub use trust::{HostKeyProblem, ShownKey};
+pub use tunnel::{Tunnel, TunnelEvent};
 pub use vm_id::VmId;

@@ -26,7 +26,9 @@ use crate::connection::{self, Caller, Connection};
 use crate::error::Error;
 use crate::hosts::{Hosts, Vm};
 use crate::identity::Passphrases;
-use crate::running::{self, Limit};
+use crate::pool::{Lease, Pool, Sharing};
+use crate::running::{Begun, Limit};
+use crate::supervisor;
 use crate::trust::{self, HostKeyProblem, ShownKey};
 
 /// The channel's name in audit records.
@@ -35,13 +37,15 @@ const CHANNEL: &str = "ssh";
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// Remote execution on the hosts of one configuration.
+/// Remote execution on the hosts of one configuration. Keeps connections between commands; clones share them, and
+/// they are cut when the last clone is gone.
 #[derive(Clone)]
 pub struct Remote {
     pub(crate) hosts: Hosts,
     log: Log,
     actor: String,
     passphrases: Option<Passphrases>,
+    pub(crate) pool: Pool,
 }
 
 impl std::fmt::Debug for Remote {
@@ -66,6 +70,7 @@ impl Remote {
     /// Over these hosts, recorded in this log as done by `actor`.
     pub fn new(hosts: Hosts, log: Log, actor: impl Into<String>) -> Self {
         Self {
+            pool: Pool::new(hosts.settings.idle_timeout),
             hosts,
             log,
             actor: actor.into(),
@@ -105,7 +110,15 @@ impl Remote {
             reason,
         };
         command.check_length().map_err(|e| invalid(e.to_string()))?;
-        let intent = self.intent(vm, "remote.exec", detail).await?;
+        let sharing = output.sharing();
+        // On a connection that is there already the far side gets ready while the record goes to the disk. It gets its
+        // order afterwards, or never.
+        let early = async {
+            let leased = self.pool.kept(vm, &self.hosts, sharing).await?;
+            Ready::on(leased, vm, command).await.ok()
+        };
+        let (intent, mut early) = tokio::join!(self.intent(vm, "remote.exec", detail), early);
+        let intent = intent?;
         let audit_id = intent.id().to_owned();
         let timestamp = Timestamp::now().to_string();
         let began = Instant::now();
@@ -115,15 +128,17 @@ impl Remote {
         let ended = loop {
             attempts += 1;
             let mut used_up = false;
-            let ended = match self.channel(vm).await {
+            let ready = match early.take() {
+                Some(ready) => Ok(ready),
+                None => self.ready(vm, command, sharing, limit.duration()).await,
+            };
+            let ended = match ready {
                 Err(error) => Err(error),
-                Ok((connection, channel)) => {
+                Ok(ready) => {
                     used_up = matches!(input, Input::Stream(_));
-                    let (login, to) = (vm.user.as_str(), output.again());
-                    let given = input.again();
-                    let ran = running::run(id, login, channel, command, given, to, limit).await;
-                    drop(connection);
-                    ran
+                    ready
+                        .run(command, (input.again(), output.again()), limit)
+                        .await
                 }
             };
             let Err(error) = &ended else { break ended };
@@ -147,12 +162,18 @@ impl Remote {
         }))
     }
 
-    async fn channel(&self, vm: &Vm) -> Result<(Connection, Channel<Msg>), Error> {
-        let connection = self.connect(vm).await?;
-        let channel = connection.channel().await?;
-        Ok((connection, channel))
+    async fn ready<'a>(
+        &self,
+        vm: &'a Vm,
+        command: &Command,
+        sharing: Sharing,
+        wait: Duration,
+    ) -> Result<Ready<'a>, Error> {
+        let leased = self.pool.lease(vm, self.caller(), sharing, wait).await?;
+        Ready::on(leased, vm, command).await
     }
 
+    /// A connection of the caller's own, made anew, that nobody keeps.
     pub(crate) async fn connect(&self, vm: &Vm) -> Result<Connection, Error> {
         Connection::open(vm, self.caller()).await
     }
@@ -266,6 +287,41 @@ impl Remote {
                 source,
             })?;
         pinned
+    }
+}
+
+/// A channel whose far side waits for its order, and the place on the connection that carries it.
+struct Ready<'a> {
+    lease: Lease,
+    begun: Begun<'a>,
+}
+
+impl<'a> Ready<'a> {
+    /// Under the connection's warden where it has one. A command of another user is nobody's whom the login may
+    /// signal, so it has a watcher of its own.
+    async fn on(
+        (lease, channel): (Lease, Channel<Msg>),
+        vm: &'a Vm,
+        command: &Command,
+    ) -> Result<Self, Error> {
+        let other_user = supervisor::other_user(&vm.user, command.as_user());
+        let warden = lease.connection().warden().filter(|_| other_user.is_none());
+        let ward = warden.map(|warden| warden.ward());
+        let begun = Begun::on(vm.id.as_str(), &vm.user, channel, command, ward).await?;
+        Ok(Self { lease, begun })
+    }
+
+    async fn run(
+        self,
+        command: &Command,
+        (input, output): (Input, Output),
+        limit: Limit,
+    ) -> Result<Finished, Error> {
+        let ended = self.begun.run(command, input, output, limit).await;
+        if ended.is_ok() {
+            self.lease.finished();
+        }
+        ended
     }
 }
 

@@ -8,6 +8,8 @@
 //!
 //! Never waits without a limit, never holds more output than its limit, and answers with a final status or an error.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant as Clock};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -16,16 +18,16 @@ use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::command::{Chunk, Command, Finished, Input, MAX_OUTPUT_BYTES, Output};
+use crate::command::{Chunk, Command, Finished, Input, Output};
 use crate::error::Error;
-use crate::supervisor::{Marks, exec_line, order_line};
+use crate::stream::Stream;
+use crate::supervisor::{Marks, Watch, exec_line, order_line, watched_line};
+use crate::warden::Ward;
 
 /// How long the far side has to end a tree after a deadline: two seconds of asking, then force.
 const ENDING: Duration = Duration::from_secs(15);
 /// How long nothing may come after the command's end before its output counts as complete.
 const DRAIN: Duration = Duration::from_secs(1);
-/// How much of what comes before the marker is kept for a message, in bytes.
-const MAX_NOISE_BYTES: usize = 16 * 1024;
 /// The largest piece of standard input that is sent as one frame. Each costs the far side a start of `dd`.
 const FRAME_BYTES: usize = 1024 * 1024;
 
@@ -39,74 +41,35 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
-    fn duration(self) -> Duration {
+    pub fn duration(self) -> Duration {
         match self {
             Self::Total(duration) | Self::Idle(duration) => duration,
         }
     }
 }
 
-/// A channel that is closed when its command's caller goes away.
-struct Guarded(Option<ChannelWriteHalf<Msg>>);
+/// A channel that is closed when its command's caller goes away; a warden is told to end what ran on it.
+struct Guarded {
+    write: Option<Arc<ChannelWriteHalf<Msg>>>,
+    ward: Option<Ward>,
+    /// The command's first process, 0 until it is known.
+    process: Arc<AtomicU32>,
+}
 
 impl Drop for Guarded {
     fn drop(&mut self) {
+        let ward = self.ward.take();
+        let process = self.process.load(Ordering::Relaxed);
         // Without a runtime there is no connection either.
-        if let (Some(write), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+        if let (Some(write), Ok(runtime)) = (self.write.take(), Handle::try_current()) {
             runtime.spawn(async move {
+                if let Some(ward) = ward {
+                    ward.end(process).await;
+                }
                 // A connection that is gone has closed it already.
                 let _: Result<(), _> = write.close().await;
             });
         }
-    }
-}
-
-/// One stream of output: what comes before the marker, and what comes after.
-struct Stream {
-    noise: BytesMut,
-    open: bool,
-    kept: Vec<u8>,
-    truncated: bool,
-}
-
-impl Stream {
-    fn new() -> Self {
-        Self {
-            noise: BytesMut::new(),
-            open: false,
-            kept: Vec::new(),
-            truncated: false,
-        }
-    }
-
-    /// What of these bytes is the command's output.
-    fn feed(&mut self, data: Bytes, marker: &[u8]) -> Option<Bytes> {
-        if self.open {
-            return Some(data);
-        }
-        self.noise.extend_from_slice(&data);
-        let at = self
-            .noise
-            .windows(marker.len())
-            .position(|window| window == marker);
-        if let Some(at) = at {
-            self.open = true;
-            let rest = self.noise.split_off(at.saturating_add(marker.len()));
-            self.noise.truncate(at);
-            return (!rest.is_empty()).then(|| rest.freeze());
-        }
-        let excess = self.noise.len().saturating_sub(MAX_NOISE_BYTES);
-        if excess > 0 {
-            let _: BytesMut = self.noise.split_to(excess);
-        }
-        None
-    }
-
-    fn keep(&mut self, data: &[u8]) {
-        let room = MAX_OUTPUT_BYTES.saturating_sub(self.kept.len());
-        let taken = data.get(..room.min(data.len())).unwrap_or_default();
-        self.kept.extend_from_slice(taken);
-        self.truncated |= taken.len() < data.len();
     }
 }
 
@@ -119,6 +82,9 @@ enum End {
 struct Running<'a> {
     vm: &'a str,
     marks: Marks,
+    ward: Option<Ward>,
+    /// The command's first process, 0 until it is known.
+    process: Arc<AtomicU32>,
     stdout: Stream,
     stderr: Stream,
     output: Output,
@@ -130,7 +96,7 @@ struct Running<'a> {
     reader_gone: bool,
 }
 
-/// Runs a command on an open channel. `login` is the user that logged in.
+/// Runs a command on an open channel, with a watcher of its own. `login` is the user that logged in.
 pub(crate) async fn run(
     vm: &str,
     login: &str,
@@ -140,63 +106,131 @@ pub(crate) async fn run(
     output: Output,
     limit: Limit,
 ) -> Result<Finished, Error> {
-    let not_started = |reason: String| Error::NotStarted {
-        vm: vm.to_owned(),
-        reason,
-    };
-    let began = Clock::now();
-    let marks = Marks::new().map_err(|e| not_started(format!("no random bytes: {e}")))?;
-    let (mut read, write) = channel.split();
-    let guarded = Guarded(Some(write));
-    let Some(write) = &guarded.0 else {
-        return Err(not_started("its channel is gone".to_owned()));
-    };
-    let line = exec_line(login, command.as_user());
-    write
-        .exec(true, line)
-        .await
-        .map_err(|_| not_started("the connection broke before the order was sent".to_owned()))?;
-    let has_input = !matches!(input, Input::None);
-    let order = order_line(command.order(has_input), &marks);
-    let mut running = Running {
-        vm,
-        marks,
-        stdout: Stream::new(),
-        stderr: Stream::new(),
-        output,
-        end: None,
-        refused: false,
-        closed: false,
-        lost: false,
-        timed_out: false,
-        reader_gone: false,
-    };
-    running.watch(&mut read, write, &order, input, limit).await;
-    if !running.closed && !running.lost {
-        let _: Result<(), _> = write.close().await;
-    }
-    let mut finished = running.judge(limit.duration())?;
-    finished.took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    Ok(finished)
+    let begun = Begun::on(vm, login, channel, command, None).await?;
+    begun.run(command, input, output, limit).await
 }
 
-/// Sends the order and then standard input in frames: their length in decimal, a newline, the bytes; 0 is the end.
+/// A channel whose far side waits for its order. Nothing runs before that has come.
+pub(crate) struct Begun<'a> {
+    vm: &'a str,
+    marks: Marks,
+    ward: Option<Ward>,
+    channel: Channel<Msg>,
+}
+
+impl<'a> Begun<'a> {
+    /// Has the far side begun to wait. `login` is the user that logged in; only a command of this user's can be
+    /// watched by a warden.
+    pub async fn on(
+        vm: &'a str,
+        login: &str,
+        channel: Channel<Msg>,
+        command: &Command,
+        ward: Option<Ward>,
+    ) -> Result<Self, Error> {
+        let (marks, line) = match &ward {
+            Some(ward) => (ward.marks.clone(), watched_line(ward.shell_is_posix())),
+            None => {
+                let marks = Marks::new().map_err(|e| Error::NotStarted {
+                    vm: vm.to_owned(),
+                    reason: format!("no random bytes: {e}"),
+                })?;
+                (marks, exec_line(login, command.as_user()))
+            }
+        };
+        channel
+            .exec(true, line)
+            .await
+            .map_err(|_| Error::Handshake {
+                vm: vm.to_owned(),
+                address: vm.to_owned(),
+                reason: "the connection broke before the order was sent".to_owned(),
+            })?;
+        Ok(Self {
+            vm,
+            marks,
+            ward,
+            channel,
+        })
+    }
+
+    /// Runs the command to its end.
+    pub async fn run(
+        self,
+        command: &Command,
+        input: Input,
+        output: Output,
+        limit: Limit,
+    ) -> Result<Finished, Error> {
+        let began = Clock::now();
+        let (mut read, write) = self.channel.split();
+        let write = Arc::new(write);
+        let process = Arc::new(AtomicU32::new(0));
+        let mut guarded = Guarded {
+            write: Some(Arc::clone(&write)),
+            ward: self.ward.clone(),
+            process: Arc::clone(&process),
+        };
+        let has_input = !matches!(input, Input::None);
+        let watch = self.ward.as_ref().map_or(Watch::Own, Ward::watch);
+        let order = order_line(command.order(has_input), &self.marks, watch);
+        let mut running = Running {
+            vm: self.vm,
+            marks: self.marks,
+            ward: self.ward,
+            process,
+            stdout: Stream::new(),
+            stderr: Stream::new(),
+            output,
+            end: None,
+            refused: false,
+            closed: false,
+            lost: false,
+            timed_out: false,
+            reader_gone: false,
+        };
+        running.watch(&mut read, &write, &order, input, limit).await;
+        if running.end.is_some() {
+            // The tree has ended, or stays on purpose.
+            guarded.ward = None;
+        }
+        if !running.closed && !running.lost {
+            let _: Result<(), _> = write.close().await;
+        }
+        let mut finished = running.judge(limit.duration())?;
+        finished.took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(finished)
+    }
+}
+
+/// Sends the order and then standard input: as it is to what a warden watches; else in frames, which are their length
+/// in decimal, a newline, the bytes, and 0 is the end.
 async fn send(
     write: &ChannelWriteHalf<Msg>,
     order: &[u8],
     input: Input,
+    framed: bool,
 ) -> Result<(), russh::Error> {
     write.data_bytes(Bytes::copy_from_slice(order)).await?;
     match input {
         Input::None => return Ok(()),
-        Input::Bytes(bytes) => send_frames(write, bytes).await?,
+        Input::Bytes(bytes) if framed => send_frames(write, bytes).await?,
+        Input::Bytes(bytes) => write.data_bytes(bytes).await?,
         Input::Stream(mut pieces) => {
             while let Some(piece) = pieces.recv().await {
-                send_frames(write, piece).await?;
+                if framed {
+                    send_frames(write, piece).await?;
+                } else {
+                    write.data_bytes(piece).await?;
+                }
             }
         }
     }
-    write.data_bytes(Bytes::from_static(b"0\n")).await
+    if framed {
+        write.data_bytes(Bytes::from_static(b"0\n")).await
+    } else {
+        write.eof().await
+    }
 }
 
 async fn send_frames(write: &ChannelWriteHalf<Msg>, mut bytes: Bytes) -> Result<(), russh::Error> {
@@ -225,7 +259,7 @@ impl Running<'_> {
         let mut limit = deadline;
         let mut moved = false;
         let mut sent = false;
-        let sending = send(write, order, input);
+        let sending = send(write, order, input, self.ward.is_none());
         tokio::pin!(sending);
         loop {
             if self.closed || self.lost || self.refused {
@@ -250,10 +284,7 @@ impl Running<'_> {
                     self.timed_out = true;
                     limit = Instant::now() + ENDING;
                     sent = true;
-                    // The watcher takes the end of the channel's input for the order to end the tree.
-                    if write.eof().await.is_err() {
-                        self.lost = true;
-                    }
+                    self.end_tree(write).await;
                 }
                 message = read.wait() => {
                     moved = true;
@@ -269,6 +300,15 @@ impl Running<'_> {
                 }
             }
         }
+    }
+
+    async fn end_tree(&mut self, write: &ChannelWriteHalf<Msg>) {
+        let told = match &self.ward {
+            // Its own watcher takes the end of the channel's input for the order.
+            None => write.eof().await.is_ok(),
+            Some(ward) => ward.end(self.process.load(Ordering::Relaxed)).await,
+        };
+        self.lost |= !told;
     }
 
     async fn hear(&mut self, message: Option<ChannelMsg>, deadline: Instant) {
@@ -290,12 +330,26 @@ impl Running<'_> {
             }
             Some(ChannelMsg::ExtendedData { data, ext: 1 }) => {
                 let marker = format!("{}\n", self.marks.started());
-                if let Some(data) = self.stderr.feed(data, marker.as_bytes()) {
+                let rest = self.stderr.feed(data, marker.as_bytes());
+                self.learn_process();
+                if let Some(data) = rest {
                     self.take(Chunk::Stderr(data), deadline).await;
                 }
             }
             Some(_) => {}
         }
+    }
+
+    /// The number of the command's first process stands before the marker of standard error.
+    fn learn_process(&mut self) {
+        if self.ward.is_none() || !self.stderr.open || self.process.load(Ordering::Relaxed) != 0 {
+            return;
+        }
+        let noise = String::from_utf8_lossy(&self.stderr.noise);
+        let rest = noise.rsplit_once(self.marks.process().as_str());
+        let number = rest.and_then(|(_, rest)| rest.trim().parse().ok());
+        self.process
+            .store(number.unwrap_or_default(), Ordering::Relaxed);
     }
 
     async fn take(&mut self, chunk: Chunk, deadline: Instant) {
@@ -376,6 +430,13 @@ impl Running<'_> {
             let reason = format!("the working directory cannot be entered: {err}");
             return Error::NotStarted { vm, reason };
         }
+        if out.contains(&self.marks.unwatched()) {
+            return Error::Handshake {
+                vm: vm.clone(),
+                address: vm,
+                reason: "the session on the host that watches over commands has ended".to_owned(),
+            };
+        }
         let mut said = [out, err].join("\n").trim().to_owned();
         if self.marks.stand_in(&said) {
             // The order holds the values of variables, which belong in no message.
@@ -409,7 +470,7 @@ impl Running<'_> {
     }
 }
 
-fn signal(signal: &Sig) -> String {
+pub(crate) fn signal(signal: &Sig) -> String {
     match signal {
         Sig::Custom(name) => name.clone(),
         other => format!("{other:?}"),
@@ -417,7 +478,7 @@ fn signal(signal: &Sig) -> String {
 }
 
 /// Linux's numbers of the signals that sshd names; 0 for others.
-fn signal_number(name: &str) -> i32 {
+pub(crate) fn signal_number(name: &str) -> i32 {
     match name {
         "HUP" => 1,
         "INT" => 2,
@@ -435,56 +496,5 @@ fn signal_number(name: &str) -> i32 {
         "ALRM" => 14,
         "TERM" => 15,
         _ => 0,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn feed(pieces: &[&str]) -> (String, String) {
-        let mut stream = Stream::new();
-        let mut out = Vec::new();
-        for piece in pieces {
-            let data = Bytes::copy_from_slice(piece.as_bytes());
-            if let Some(data) = stream.feed(data, b"K S\n") {
-                out.extend_from_slice(&data);
-            }
-        }
-        let noise = String::from_utf8_lossy(&stream.noise).into_owned();
-        (noise, String::from_utf8(out).unwrap())
-    }
-
-    #[test]
-    fn output_begins_after_the_marker_however_it_is_cut() {
-        assert_eq!(feed(&["K S\nhello"]), (String::new(), "hello".into()));
-        assert_eq!(
-            feed(&["Welcome\nK", " S", "\n", "a", "b"]),
-            ("Welcome\n".into(), "ab".into())
-        );
-        assert_eq!(
-            feed(&["no newlineK S\n\n"]),
-            ("no newline".into(), "\n".into())
-        );
-        assert_eq!(feed(&["K S\nK S\n"]), (String::new(), "K S\n".into()));
-        assert_eq!(feed(&["only noise"]), ("only noise".into(), String::new()));
-    }
-
-    #[test]
-    fn noise_is_bounded_and_the_marker_still_found() {
-        let noise = "x".repeat(3 * MAX_NOISE_BYTES);
-        let (kept, out) = feed(&[&noise, "K S\nend"]);
-        assert!(kept.len() <= MAX_NOISE_BYTES);
-        assert_eq!(out, "end");
-    }
-
-    #[test]
-    fn kept_output_is_bounded() {
-        let mut stream = Stream::new();
-        stream.keep(&vec![1; MAX_OUTPUT_BYTES - 1]);
-        assert!(!stream.truncated);
-        stream.keep(&[2, 3]);
-        assert!(stream.truncated);
-        assert_eq!(stream.kept.len(), MAX_OUTPUT_BYTES);
     }
 }

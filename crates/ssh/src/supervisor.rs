@@ -11,6 +11,17 @@
 //!            watcher: TERM to the whole tree, two seconds later KILL until nobody is left
 //! ```
 //!
+//! On a connection that is kept, one *warden* watches over all commands instead, in a session of its own: a command
+//! then costs nothing but its own start. It knows the connection's commands by their marks, which hold the number of
+//! the command and of its first process; so it needs not be told of any, and tells the one that still runs from what
+//! an ended one left behind on purpose.
+//!
+//! ```text
+//!  warden   ◀─ K NUMBER PID     end this command (deadline, caller gone)
+//!           ◀─ Q                go: nothing runs
+//!           ◀─ end of input     the connection is gone: end every command whose first process lives
+//! ```
+//!
 //! The tree is found by what a process cannot lose by accident: its parent, the cookie in its environment, and a
 //! soft limit of resident memory (which Linux inherits, shows and does not act on). The same idea, for guests with an
 //! agent, is the crate `process-tree`.
@@ -31,11 +42,37 @@ use zeroize::Zeroizing;
 pub(crate) struct Marks {
     /// 32 hexadecimal digits.
     cookie: String,
-    /// The soft limit in units of 1024 bytes.
+    /// The soft limit in units of 1024 bytes; with a warden the number of the command's first process is added.
     limit_kib: u64,
 }
 
+/// Who ends a command's tree when nobody else does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Watch {
+    /// A watcher of its own.
+    Own,
+    /// The connection's, which is this process.
+    Warden(u32),
+    /// The terminal itself, which hangs up when its connection goes.
+    Terminal,
+}
+
 impl Marks {
+    /// Those of one of a connection's commands: `connection` are the connection's own.
+    pub fn numbered(connection: &Self, number: u32) -> Self {
+        Self {
+            cookie: format!("{}.{number}", connection.cookie),
+            limit_kib: connection.limit_kib,
+        }
+    }
+
+    /// Those of a connection: its limits leave room for the number of any process.
+    pub fn of_connection() -> Result<Self, getrandom::Error> {
+        let mut marks = Self::new()?;
+        marks.limit_kib = marks.limit_kib >> PROCESS_BITS << PROCESS_BITS;
+        Ok(marks)
+    }
+
     pub fn new() -> Result<Self, getrandom::Error> {
         let mut bytes = [0; 22];
         getrandom::fill(&mut bytes)?;
@@ -60,6 +97,21 @@ impl Marks {
         text.contains(&self.cookie) || text.contains("PROXIMITY_RUN")
     }
 
+    /// What stands before the number of the command's first process, where a warden watches.
+    pub fn process(&self) -> String {
+        format!("{} P ", self.cookie)
+    }
+
+    /// The line that says that the warden was gone, so that nothing was begun.
+    pub fn unwatched(&self) -> String {
+        format!("{} G", self.cookie)
+    }
+
+    /// What stands before a warden's own number and the login shell.
+    pub fn ready(&self) -> String {
+        format!("{} W ", self.cookie)
+    }
+
     /// The line that says that the directory cannot be entered.
     pub fn no_directory(&self) -> String {
         format!("{} D", self.cookie)
@@ -77,13 +129,17 @@ pub(crate) struct Order<'a> {
     pub input: bool,
 }
 
-/// Functions of the program. `$k` is the cookie, `$m` the limit in bytes.
+/// How many bits the number of a process has at most on Linux.
+const PROCESS_BITS: u32 = 22;
+
+/// Functions of the programs. `$k` is the cookie, `$m` the limit in bytes, `$r` the command's first process and `$y`
+/// when that began.
 ///
 /// * `o`: adds all descendants of what is in `$t`;
+/// * `y`: looks up when the first process began; `b`: whether it lives;
 /// * `l`: looks for everything that belongs to the command, into `$t`;
-/// * `h`: ends it;
-/// * `w`: the watcher without standard input, `p` the one that passes frames on.
-const FUNCTIONS: &str = concat!(
+/// * `h`: ends it.
+const ENDING: &str = concat!(
     "o(){ v=$(grep -s -e ^State: -e ^PPid: /proc/[0-9]*/status); e=1; while [ $e = 1 ]; do e=0; j=; ",
     "for f in $v; do case $j in ",
     "S) j=; d=$f;; ",
@@ -91,15 +147,20 @@ const FUNCTIONS: &str = concat!(
     "case $t in *\" $f \"*) case $t in *\" $q \"*) ;; *) t=\"$t$q \"; e=1;; esac;; esac;; ",
     "*) case $f in */status:State:) j=S;; */status:PPid:) j=P; q=${f#/proc/}; q=${q%%/*};; esac;; ",
     "esac; done; done; }; ",
-    "b(){ a=; read -r a </proc/$$/stat || return 1; a=${a##*) }; case $a in Z*|X*|\"\") return 1;; esac; ",
+    "y(){ a=; read -r a </proc/$r/stat || return 1; a=${a##*) }; set -- $a; shift 19; y=$1; }; ",
+    "b(){ a=; read -r a </proc/$r/stat || return 1; a=${a##*) }; case $a in Z*|X*|\"\") return 1;; esac; ",
     "set -- $a; shift 19; [ \"$1\" = \"$y\" ]; }; ",
-    "l(){ t=\" \"; b && t=\" $$ \"; ",
+    "l(){ t=\" \"; b && t=\" $r \"; ",
     "for f in $(grep -ls -e \"$k\" -e \"$m\" /proc/[0-9]*/environ /proc/[0-9]*/limits); do ",
     "q=${f#/proc/}; q=${q%%/*}; case $t in *\" $q \"*) ;; *) t=\"$t$q \";; esac; done; o; ",
     "case $t in \" \") return 1;; esac; }; ",
     "h(){ b || exit 0; l && kill -TERM $t; x=0; while [ $x -lt 60 ]; do x=$((x+1)); ",
     "sleep 0.1 || sleep 1; l || exit 0; [ $x -gt 20 ] && kill -KILL $t; done; exit 1; }; ",
-    "g(){ trap \"\" HUP INT TERM PIPE; read -r a </proc/$$/stat || exit 0; a=${a##*) }; set -- $a; shift 19; y=$1; }; ",
+);
+
+/// `w`: the watcher of one command without standard input, `p` the one that passes frames on.
+const WATCHER: &str = concat!(
+    "g(){ trap \"\" HUP INT TERM PIPE; r=$$; y || exit 0; }; ",
     "w(){ g; while read -r a; do :; done; h; }; ",
     "p(){ g; while read -r a; do case $a in 0) exec >/dev/null;; ",
     "*) dd bs=$a count=1 iflag=fullblock;; esac; done; exec >/dev/null; h; }; ",
@@ -113,18 +174,81 @@ const MAIN: &str = concat!(
     "else exec 3<&0; { ( (exec <&3 2>/dev/null 3<&-; p) & ); } | { exec 3<&-; c; }; fi",
 );
 
-/// What is asked of sshd. With another user than the one that logs in, by `sudo`, or by `runuser` for root.
+/// With a warden: reads the order and becomes the command.
+const WATCHED_MAIN: &str = "IFS= read -r z || exit 125; eval \"$z\"";
+
+/// The warden. `$c` is the connection's cookie, `$u` its limit in units of 1024 bytes.
+///
+/// * `n`: ends command `$1`, whose first process is `$2`, or 0 if nobody has heard of it yet;
+/// * `s`: the first process `$r` of some command lives on after the connection: ends that command;
+/// * `f`: looks for all of those.
+const WARDEN: &str = concat!(
+    "n(){ k=\"$c[.]$1[.]\"; r=$2; x=0; while [ $r = 0 ]; do ",
+    "for f in $(grep -ls -e \"$k\" /proc/[0-9]*/environ); do q=${f#/proc/}; q=${q%%/*}; ",
+    "grep -qs -e \"$k$q[.]\" $f && r=$q; done; ",
+    "[ $x -gt 20 ] && exit 0; x=$((x+1)); [ $r = 0 ] && { sleep 0.1 || sleep 1; }; done; ",
+    "m=$(((u+r)*1024)); y && h; }; ",
+    "s(){ k=\"$c[.][0-9]*[.]$r[.]\"; m=$(((u+r)*1024)); y && h; }; ",
+    "f(){ for f in $(grep -s -e resident /proc/[0-9]*/limits); do case $j in ",
+    "1) j=; [ \"$f\" = $(((u+r)*1024)) ] && { (s) & };; ",
+    "*) case $f in /proc/*) r=${f#/proc/}; r=${r%%/*};; set) j=1;; esac;; esac; done; ",
+    "for f in $(grep -ls -e \"$c\" /proc/[0-9]*/environ); do r=${f#/proc/}; r=${r%%/*}; ",
+    "grep -qs -e \"$c[.][0-9]*[.]$r[.]\" $f && { (s) & }; done; wait; }; ",
+    "IFS= read -r z || exit 125; eval \"$z\"; trap \"\" HUP INT TERM PIPE; echo \"$c W $$ $SHELL\"; ",
+    "while read -r a d r; do case $a in K) ( (exec </dev/null >/dev/null 2>&1; n $d $r) & );; ",
+    "Q) exit 0;; esac; done; exec </dev/null >/dev/null 2>&1; j=; f; sleep 1; f; sleep 1; f",
+);
+
+/// What is asked of sshd for a command with a watcher of its own. With another user than the one that logs in, by
+/// `sudo`, or by `runuser` for root.
 pub(crate) fn exec_line(login: &str, user: Option<&str>) -> String {
-    let become_user = match user {
-        Some(user) if user != login && login == "root" => format!("runuser -u {user} -- "),
-        Some(user) if user != login => format!("sudo -n -u {user} -- "),
-        _ => String::new(),
-    };
-    format!("exec {become_user}/bin/sh -c '{FUNCTIONS}{MAIN}'")
+    let become_user = become_user(login, user);
+    format!("exec {become_user}/bin/sh -c '{ENDING}{WATCHER}{MAIN}'")
+}
+
+/// What is asked of sshd for a program in a terminal.
+pub(crate) fn terminal_line(login: &str, user: Option<&str>) -> String {
+    format!(
+        "exec {}/bin/sh -c '{WATCHED_MAIN}'",
+        become_user(login, user)
+    )
+}
+
+fn become_user(login: &str, user: Option<&str>) -> String {
+    match other_user(login, user) {
+        Some(user) if login == "root" => format!("runuser -u {user} -- "),
+        Some(user) => format!("sudo -n -u {user} -- "),
+        None => String::new(),
+    }
+}
+
+/// The user that a command is to run as, if it is not the one that logs in.
+pub(crate) fn other_user<'a>(login: &str, user: Option<&'a str>) -> Option<&'a str> {
+    user.filter(|user| *user != login)
+}
+
+/// What is asked of sshd for a command that the connection's warden watches. A login shell that speaks POSIX reads
+/// the order itself.
+pub(crate) fn watched_line(shell_is_posix: bool) -> String {
+    if shell_is_posix {
+        WATCHED_MAIN.to_owned()
+    } else {
+        format!("exec /bin/sh -c '{WATCHED_MAIN}'")
+    }
+}
+
+/// What is asked of sshd for a warden.
+pub(crate) fn warden_line() -> String {
+    format!("exec /bin/sh -c '{ENDING}{WARDEN}'")
+}
+
+/// The one line that a warden reads before its orders, with its newline.
+pub(crate) fn warden_order(marks: &Marks) -> String {
+    format!("c={};u={}\n", marks.cookie, marks.limit_kib)
 }
 
 /// The one line that the program reads, with its newline. It holds the values of the environment: wiped when dropped.
-pub(crate) fn order_line(order: Order<'_>, marks: &Marks) -> Zeroizing<Vec<u8>> {
+pub(crate) fn order_line(order: Order<'_>, marks: &Marks, watch: Watch) -> Zeroizing<Vec<u8>> {
     let mut line = Zeroizing::new(Vec::with_capacity(4096));
     let has_newline = |bytes: &[u8]| bytes.contains(&b'\n');
     let newlines = order.argv.iter().any(|word| has_newline(word))
@@ -133,14 +257,20 @@ pub(crate) fn order_line(order: Order<'_>, marks: &Marks) -> Zeroizing<Vec<u8>> 
     if newlines {
         line.extend_from_slice(b"n=$(printf \"\\012x\");n=${n%x};");
     }
-    let mut head = String::new();
-    let limit = marks.limit_kib.saturating_mul(1024);
-    let _ = write!(
-        head,
-        "k={};m={limit};i={};c(){{ ",
-        marks.cookie,
-        u8::from(order.input)
-    );
+    let mut head = format!("k={};", marks.cookie);
+    let _ = match watch {
+        Watch::Own => {
+            let (limit, input) = (marks.limit_kib.saturating_mul(1024), u8::from(order.input));
+            write!(head, "m={limit};i={input};c(){{ ")
+        }
+        // The mark comes first: whoever sees the warden alive after it is seen by the warden.
+        Watch::Warden(process) => write!(
+            head,
+            "ulimit -S -m $(({}+$$)) 2>/dev/null;kill -0 {process} 2>/dev/null||{{ echo \"$k G\";exit 125;}};",
+            marks.limit_kib
+        ),
+        Watch::Terminal => Ok(()),
+    };
     line.extend_from_slice(head.as_bytes());
     if let Some(cwd) = order.cwd {
         // A relative directory that begins with a dash is an option to nobody.
@@ -151,21 +281,35 @@ pub(crate) fn order_line(order: Order<'_>, marks: &Marks) -> Zeroizing<Vec<u8>> 
         quote(cwd, &mut line);
         line.extend_from_slice(b" >/dev/null||{ echo \"$k D\";exit 125;};");
     }
-    let _ = write_bytes(
-        &mut line,
-        &format!("ulimit -S -m {} 2>/dev/null;", marks.limit_kib),
-    );
+    if watch == Watch::Own {
+        let _ = write_bytes(
+            &mut line,
+            &format!("ulimit -S -m {} 2>/dev/null;", marks.limit_kib),
+        );
+    }
     for (name, value) in order.env {
         let _ = write_bytes(&mut line, &format!("export {name}="));
         quote(value, &mut line);
         line.push(b';');
     }
-    line.extend_from_slice(b"export PROXIMITY_RUN=$k;echo \"$k S\";echo \"$k S\">&2;exec ");
+    line.extend_from_slice(match watch {
+        Watch::Own => b"export PROXIMITY_RUN=$k;echo \"$k S\";echo \"$k S\">&2;exec ".as_slice(),
+        Watch::Warden(_) => {
+            b"export PROXIMITY_RUN=$k.$$.;echo \"$k S\";echo \"$k P $$ $k S\">&2;exec "
+        }
+        // Until now it was raw, so that the order came as it is.
+        Watch::Terminal => b"stty sane;echo \"$k S\";exec ",
+    });
     for word in order.argv {
         quote(word, &mut line);
         line.push(b' ');
     }
-    line.extend_from_slice(b"; };\n");
+    line.extend_from_slice(match watch {
+        Watch::Own => b"; };\n".as_slice(),
+        Watch::Terminal => b"\n",
+        Watch::Warden(_) if order.input => b"\n",
+        Watch::Warden(_) => b"</dev/null\n",
+    });
     line
 }
 
@@ -194,8 +338,9 @@ mod tests {
     #[test]
     fn every_login_shell_passes_the_program_on_unchanged() {
         for character in ['\'', '\\', '!', '\n'] {
-            assert!(!FUNCTIONS.contains(character), "{character:?}");
-            assert!(!MAIN.contains(character), "{character:?}");
+            for program in [ENDING, WATCHER, MAIN, WATCHED_MAIN, WARDEN] {
+                assert!(!program.contains(character), "{character:?}");
+            }
         }
     }
 
@@ -210,9 +355,20 @@ mod tests {
             cwd: Some(b"-x"),
             input: true,
         };
-        let line = order_line(order, &marks);
-        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
-        assert!(line.ends_with(b"; };\n"));
+        for watch in [Watch::Own, Watch::Warden(7), Watch::Terminal] {
+            let line = order_line(order, &marks, watch);
+            assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+            assert!(line.ends_with(b"\n"));
+        }
+    }
+
+    #[test]
+    fn limits_of_a_connection_leave_room_for_the_number_of_a_process() {
+        let marks = Marks::of_connection().unwrap();
+        assert_eq!(marks.limit_kib % (1 << PROCESS_BITS), 0);
+        assert!(marks.limit_kib >= 1 << 52);
+        // In bytes it is still a number to a shell.
+        assert!(marks.limit_kib < 1 << 53);
     }
 
     #[test]

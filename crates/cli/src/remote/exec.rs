@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use ssh::{Command, Error, ExecutionResult, Hosts, Input, InvalidCommand, Output, Remote};
+use ssh::{Command, Error, ExecutionResult, Hosts, Input, InvalidCommand, Output, Program, Remote};
 
 use super::streams::{self, Written};
-use super::{LoginArgs, fleet, remote};
+use super::{LoginArgs, fleet, remote, shell};
 use crate::deploy::pair;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -57,6 +57,7 @@ Examples:
   proximity remote exec vm01 -- tar x -C /srv < a.tar  standard input, of any size
   proximity remote exec vm01,vm02 -- df -h /           several hosts: lines are labelled
   proximity remote exec --role ingest -- systemctl is-active nginx
+  proximity remote exec -t vm01 -- top                 in a terminal
 
 Arguments arrive as they are, whatever shell the user has there. Ctrl-C and the deadline end the
 command and all its children on the host.
@@ -78,6 +79,9 @@ pub struct ExecArgs {
     /// On several hosts: how many at a time
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     parallel: u16,
+    /// In a terminal, on one host: keys go to the program, and what it shows comes back
+    #[arg(short, long, conflicts_with_all = ["no_stdin", "timeout", "retry", "may_run_twice", "role", "all"])]
+    tty: bool,
     /// Give the command no standard input (it is read unless it is a terminal)
     #[arg(short = 'n', long)]
     no_stdin: bool,
@@ -109,7 +113,7 @@ pub struct ScriptArgs {
     run: RunArgs,
 }
 
-fn invalid(e: InvalidCommand) -> Failure {
+pub fn invalid(e: InvalidCommand) -> Failure {
     Failure::usage(
         format!("{e}; nothing was run"),
         "see: proximity remote exec --help",
@@ -139,6 +143,18 @@ impl RunArgs {
 pub async fn run(args: ExecArgs, hosts: Hosts, screen: &Screen) -> Result<Exit, Failure> {
     let command = args.run.command(args.argv.clone())?;
     let chosen = chosen(&args, &hosts)?;
+    if args.tty {
+        let [vm] = chosen.as_slice() else {
+            return Err(Failure::usage(
+                "a terminal is on one host; nothing was run",
+                "name one, or leave --tty out",
+            ));
+        };
+        let (remote, log) = remote(hosts, Some(&args.run.login)).await?;
+        let ended = shell::stay(&remote, vm, Program::Command(&command), screen).await;
+        log.close().await;
+        return ended;
+    }
     let (remote, log) = remote(hosts, Some(&args.run.login)).await?;
     let ended = if let [vm] = chosen.as_slice() {
         one(&remote, vm, &command, args.no_stdin, screen).await

@@ -6,8 +6,10 @@
 mod exec;
 mod files;
 mod fleet;
+mod forward;
 mod keys;
 mod passphrase;
+mod shell;
 mod streams;
 mod trust;
 
@@ -42,6 +44,10 @@ pub struct RemoteArgs {
 pub enum RemoteCommand {
     /// Run a command on hosts
     Exec(exec::ExecArgs),
+    /// Open a terminal on a host, with the user's login shell or a program
+    Shell(shell::ShellArgs),
+    /// Lead a port of this machine through a host
+    Forward(forward::ForwardArgs),
     /// Run a shell script of this machine on a host
     ///
     /// The script is sent as it is and run by /bin/sh there (or by --shell); it reads no standard input.
@@ -106,6 +112,8 @@ pub async fn run(
     let hosts = hosts(config, args.ssh_config)?;
     match args.command {
         RemoteCommand::Exec(args) => exec::run(args, hosts, screen).await,
+        RemoteCommand::Shell(args) => shell::run(args, hosts, screen).await,
+        RemoteCommand::Forward(args) => forward::run(args, hosts, screen).await,
         RemoteCommand::Script(args) => exec::script(args, hosts, screen).await,
         RemoteCommand::Upload(args) => files::upload(args, hosts, screen).await,
         RemoteCommand::Download(args) => files::download(args, hosts, screen).await,

@@ -38,6 +38,8 @@ fn help_texts() {
         "audit verify",
         "remote",
         "remote exec",
+        "remote shell",
+        "remote forward",
         "remote trust",
         "remote keys",
         "remote keys rotate",

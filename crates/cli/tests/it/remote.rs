@@ -1,8 +1,15 @@
 //! `remote …` against a real sshd: streams, exit codes, documents and refusals.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::sshd::{Sshd, can_run, keygen};
+use crate::terminal::{echoes, terminal, wait_until};
 use crate::{Ran, command, finish};
 
 /// Runs the binary with the host's configuration.
@@ -234,4 +241,118 @@ fn files_go_and_come_and_the_log_is_sound() {
     let ran = remote(&sshd, &["verify"], None);
     assert_eq!(ran.code, Some(1));
     assert!(ran.out().contains("NOT SOUND"), "{}", ran.out());
+}
+
+/// The binary with a terminal of its own.
+fn in_terminal(sshd: &Sshd, terminal: &fs::File, args: &[&str]) -> Child {
+    let config = sshd.path("config.yml");
+    fs::write(&config, sshd.config("", "")).unwrap();
+    let ours = command("", &[]);
+    let mut run = Command::new("setsid");
+    run.arg("--ctty")
+        .arg(ours.get_program())
+        .args(["--config", config.to_str().unwrap(), "remote"])
+        .args(args)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("TERM", "screen");
+    let stream = || Stdio::from(terminal.try_clone().unwrap());
+    run.stdin(stream()).stdout(stream()).stderr(Stdio::piped());
+    run.spawn().unwrap()
+}
+
+/// Gathers what is shown, for as long as the terminal is there.
+fn gather(person: &fs::File) -> Arc<Mutex<String>> {
+    let seen = Arc::new(Mutex::new(String::new()));
+    let (mut person, to) = (person.try_clone().unwrap(), Arc::clone(&seen));
+    std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(read @ 1..) = person.read(&mut piece) {
+            *to.lock().unwrap() += &String::from_utf8_lossy(&piece[..read]);
+        }
+    });
+    seen
+}
+
+#[test]
+fn a_terminal_is_raw_while_it_lasts_and_as_before_afterwards() {
+    if !can_run() {
+        return;
+    }
+    let sshd = Sshd::start("");
+    let shell: &[&str] = &["shell", "vm01"];
+    let program: &[&str] = &[
+        "exec",
+        "-t",
+        "vm01",
+        "--",
+        "sh",
+        "-c",
+        "echo rea''dy; exec sh",
+    ];
+    for (args, first, then, code) in [
+        (shell, "echo rea''dy\r", "exit 5\r", Some(5)),
+        (shell, "echo rea''dy\r", "~.", Some(130)),
+        (program, "\r", "exit 6\r", Some(6)),
+    ] {
+        let (mut person, program) = terminal();
+        let mut child = in_terminal(&sshd, &program, args);
+        wait_until("raw", || !echoes(&program));
+        let seen = gather(&person);
+        person.write_all(first.as_bytes()).unwrap();
+        wait_until("the program answers", || {
+            seen.lock().unwrap().contains("ready")
+        });
+        person.write_all(then.as_bytes()).unwrap();
+        assert_eq!(child.wait().unwrap().code(), code, "{then:?}");
+        assert!(echoes(&program), "{then:?}");
+    }
+    // A signal restores it too.
+    let (_person, program) = terminal();
+    let mut child = in_terminal(&sshd, &program, shell);
+    wait_until("raw", || !echoes(&program));
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert!(echoes(&program));
+    let ran = remote(&sshd, shell, Some(b""));
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+}
+
+#[test]
+fn a_port_leads_through_a_host_until_ctrl_c() {
+    if !can_run() {
+        return;
+    }
+    let sshd = Sshd::start("");
+    let config = sshd.path("config.yml");
+    fs::write(&config, sshd.config("", "")).unwrap();
+    let mut run = command("", &["--config", config.to_str().unwrap(), "remote"]);
+    // What it leads to is the sshd itself, which speaks first.
+    let ports = format!("0:127.0.0.1:{}", sshd.port);
+    run.args(["forward", "vm01", &ports, "--json"])
+        .env("PATH", "/usr/bin:/bin");
+    let run = run.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = run.spawn().unwrap();
+    let mut said = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    while serde_json::from_str::<serde_json::Value>(&said).is_err() {
+        assert_ne!(stdout.read_line(&mut said).unwrap(), 0, "{said}");
+    }
+    let told: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(told["listen"], "127.0.0.1");
+    let local = u16::try_from(told["local_port"].as_u64().unwrap()).unwrap();
+    for _ in 0..2 {
+        let stream = TcpStream::connect(("127.0.0.1", local)).unwrap();
+        let mut banner = String::new();
+        BufReader::new(stream).read_line(&mut banner).unwrap();
+        assert!(banner.starts_with("SSH-2.0-OpenSSH"), "{banner}");
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let audit = sshd.audit();
+    assert!(
+        audit.contains("remote.forward") && !audit.contains("unknown"),
+        "{audit}"
+    );
 }

@@ -12,7 +12,7 @@ use crate::relay::{Relay, through};
 use crate::sshd::{Sshd, can_run, eventually, exec};
 
 /// A number that stands in the arguments of one test's processes only.
-fn unique() -> String {
+pub fn unique() -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let next = NEXT.fetch_add(1, Ordering::Relaxed);
     format!(
@@ -34,12 +34,19 @@ fn processes(argument: &str) -> Vec<String> {
         .collect()
 }
 
-fn alive(argument: &str) -> usize {
+pub fn alive(argument: &str) -> usize {
     processes(argument).len()
 }
 
+pub fn kill(argument: &str) {
+    let kill = std::process::Command::new("kill")
+        .args(processes(argument))
+        .status();
+    assert!(kill.unwrap().success());
+}
+
 /// A tree that does not want to end: it ignores TERM, leaves its session and family, and clears its environment.
-fn stubborn(mark: &str) -> Command {
+pub fn stubborn(mark: &str) -> Command {
     let script = format!(
         "trap '' TERM; sleep {mark} & setsid sleep {mark} & env -i sleep {mark} & \
          (setsid env -i sleep {mark} >/dev/null 2>&1 &); wait; sleep {mark}"
@@ -154,10 +161,7 @@ async fn what_a_command_leaves_on_purpose_stays() {
         result.warnings[0].contains("holds its output open"),
         "{result:?}"
     );
-    let kill = std::process::Command::new("kill")
-        .args(processes(&mark))
-        .status();
-    assert!(kill.unwrap().success());
+    kill(&mark);
 }
 
 #[tokio::test(flavor = "multi_thread")]
