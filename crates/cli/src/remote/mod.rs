@@ -38,18 +38,20 @@ pub enum RemoteCommand {
         after_help = "Examples:\n  proximity remote script vm01 ./rotate-logs.sh --keep 7\n  proximity remote script vm01 --shell /bin/bash ./check.sh"
     )]
     Script(exec::ScriptArgs),
-    /// Put a file of this machine on a host
+    /// Put a file or a directory of this machine on a host
     ///
     /// It appears in one step, after the host has read it back and its SHA-256 is right; mode and time go with it.
     /// After a cut connection the same command goes on where it stopped.
     #[command(
-        after_help = "Examples:\n  proximity remote upload vm01 site.conf /etc/nginx/conf.d/site.conf"
+        after_help = "Examples:\n  proximity remote upload vm01 site.conf /etc/nginx/conf.d/site.conf\n  proximity remote upload -r vm01 ./site /srv/site"
     )]
     Upload(files::UploadArgs),
-    /// Fetch a file of a host
+    /// Fetch a file or a directory of a host
     ///
     /// It appears in one step, after its SHA-256 has been compared with what the host reads.
-    #[command(after_help = "Examples:\n  proximity remote download vm01 /var/log/syslog ./syslog")]
+    #[command(
+        after_help = "Examples:\n  proximity remote download vm01 /var/log/syslog ./syslog\n  proximity remote download -r vm01 /var/log ./logs"
+    )]
     Download(files::DownloadArgs),
     /// Show the hosts and whether they may be used
     Hosts,

@@ -224,6 +224,29 @@ fn files_go_and_come_and_the_log_is_sound() {
     assert_eq!(ran.code, Some(1), "{}", ran.stderr);
     let ran = remote(&sshd, &["hosts", "--json"], None);
     assert_eq!(ran.json()[1]["vm_id"], "vm01");
+    fs::create_dir_all(sshd.path("tree/inner")).unwrap();
+    fs::write(sshd.path("tree/inner/f"), "deep\n").unwrap();
+    let ran = remote(&sshd, &["upload", "vm01", &path("tree"), &path("t")], None);
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+    assert!(ran.stderr.contains("give -r"), "{}", ran.stderr);
+    let ran = remote(
+        &sshd,
+        &["upload", "-r", "vm01", &path("tree"), &path("t")],
+        None,
+    );
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(
+        ran.out().contains("1 files, 1 directories"),
+        "{}",
+        ran.out()
+    );
+    let ran = remote(
+        &sshd,
+        &["download", "-r", "vm01", &path("t"), &path("u"), "--json"],
+        None,
+    );
+    assert_eq!(ran.json()["files"], 1, "{}", ran.stderr);
+    assert_eq!(fs::read(sshd.path("u/inner/f")).unwrap(), b"deep\n");
     let ran = remote(&sshd, &["verify"], None);
     assert_eq!(ran.code, Some(0), "{}", ran.out());
     let log = sshd.path("audit/remote-audit-0.log");

@@ -8,4 +8,5 @@ mod jump;
 mod relay;
 mod sshd;
 mod transfer;
+mod tree;
 mod trust;
