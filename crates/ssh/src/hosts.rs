@@ -136,6 +136,10 @@ pub struct Settings {
     pub use_agent: bool,
     /// Where the audit log lies.
     pub audit_dir: PathBuf,
+    /// The socket of syslog or journald that gets a copy of each audit record, if one does.
+    pub syslog: Option<PathBuf>,
+    /// False where hosts without any program that makes a checksum may be given and asked for files all the same.
+    pub verify_checksum: bool,
 }
 
 /// Both sections.
@@ -190,6 +194,9 @@ struct SettingsSection {
     allowed_vm_ids: Option<Vec<VmId>>,
     use_agent: bool,
     audit_dir: String,
+    syslog: bool,
+    syslog_socket: String,
+    verify_checksum: bool,
 }
 
 impl Default for SettingsSection {
@@ -205,6 +212,9 @@ impl Default for SettingsSection {
             allowed_vm_ids: None,
             use_agent: true,
             audit_dir: "~/.local/state/proximity".to_owned(),
+            syslog: false,
+            syslog_socket: "/dev/log".to_owned(),
+            verify_checksum: true,
         }
     }
 }
@@ -393,6 +403,11 @@ fn settings(
         allowed: section.allowed_vm_ids,
         use_agent: section.use_agent,
         audit_dir: expand(&at("audit_dir"), &section.audit_dir, home)?,
+        syslog: section
+            .syslog
+            .then(|| expand(&at("syslog_socket"), &section.syslog_socket, home))
+            .transpose()?,
+        verify_checksum: section.verify_checksum,
     })
 }
 

@@ -6,6 +6,7 @@
 //!     ├──▶ journal       what was asked, on disk, before anything is done
 //!     ├──▶ connection    reached, key checked (trust, known_hosts), logged in (identity)
 //!     ├──▶ running       one command: order ▸ marker ▸ output ▸ end; supervisor ends its tree on the far side
+//!     ├──▶ evidence      on request, what was done as files
 //!     └──▶ transfer      files: beside the target, read a second time, then renamed
 //! ```
 //!
@@ -19,6 +20,7 @@ mod algorithms;
 mod command;
 mod connection;
 mod error;
+mod evidence;
 mod hosts;
 mod identity;
 pub mod journal;
@@ -26,6 +28,7 @@ mod known_hosts;
 mod remote;
 mod running;
 mod supervisor;
+mod syslog;
 mod transfer;
 mod trust;
 
@@ -38,5 +41,6 @@ pub use hosts::{Hosts, InvalidHosts, Settings, Vm, VmId};
 pub use identity::{Passphrases, key_path};
 pub use known_hosts::{BadLine, KnownHosts};
 pub use remote::{KeyFound, Remote};
+pub use syslog::syslog;
 pub use transfer::{Progress, Transferred};
 pub use trust::{HostKeyProblem, ShownKey};

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::command::{Chunk, Command, Finished, Input, MAX_OUTPUT_BYTES, Output};
 use crate::error::Error;
+use crate::evidence::Transcript;
 use crate::supervisor::{Marks, exec_line, order_line};
 
 /// How long the far side has to end a tree after a deadline: two seconds of asking, then force.
@@ -122,6 +123,7 @@ struct Running<'a> {
     stdout: Stream,
     stderr: Stream,
     output: Output,
+    transcript: Option<Transcript>,
     end: Option<End>,
     refused: bool,
     closed: bool,
@@ -164,6 +166,7 @@ pub(crate) async fn run(
         stdout: Stream::new(),
         stderr: Stream::new(),
         output,
+        transcript: command.transcript.clone(),
         end: None,
         refused: false,
         closed: false,
@@ -299,6 +302,9 @@ impl Running<'_> {
     }
 
     async fn take(&mut self, chunk: Chunk, deadline: Instant) {
+        if let Some(transcript) = &self.transcript {
+            transcript.take(&chunk);
+        }
         match &self.output {
             Output::Collect => match chunk {
                 Chunk::Stdout(data) => self.stdout.keep(&data),

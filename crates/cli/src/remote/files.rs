@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use clap::Args;
 use ssh::{Error, Hosts, Progress, Transferred};
 
-use super::{LoginArgs, remote};
+use super::{EvidenceArgs, LoginArgs, remote};
 use crate::copy::meter::{Meter, bytes};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -28,6 +28,8 @@ pub struct UploadArgs {
     recursive: bool,
     #[command(flatten)]
     login: LoginArgs,
+    #[command(flatten)]
+    evidence: EvidenceArgs,
 }
 
 /// `remote download`
@@ -44,6 +46,8 @@ pub struct DownloadArgs {
     recursive: bool,
     #[command(flatten)]
     login: LoginArgs,
+    #[command(flatten)]
+    evidence: EvidenceArgs,
 }
 
 /// Puts a file or a directory on a host.
@@ -60,6 +64,7 @@ pub async fn upload(args: UploadArgs, hosts: Hosts, screen: &Screen) -> Result<E
     }
     let size = meta.filter(fs::Metadata::is_file).map(|meta| meta.len());
     let (remote, log) = remote(hosts, Some(&args.login)).await?;
+    let remote = args.evidence.of(remote);
     let meter = Meter::new(size, screen);
     let (vm, source, target) = (&args.vm, &args.source, &args.target);
     let ended = if args.recursive {
@@ -77,6 +82,7 @@ pub async fn upload(args: UploadArgs, hosts: Hosts, screen: &Screen) -> Result<E
 /// Fetches a file or a directory of a host.
 pub async fn download(args: DownloadArgs, hosts: Hosts, screen: &Screen) -> Result<Exit, Failure> {
     let (remote, log) = remote(hosts, Some(&args.login)).await?;
+    let remote = args.evidence.of(remote);
     let meter = Meter::new(None, screen);
     let (vm, source, target) = (&args.vm, &args.source, &args.target);
     let ended = if args.recursive {

@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::running::Limit;
 
 /// `$1` source: size, time and mode.
-const BEGIN: &str = "can_sum || { echo NOSUM; exit; }; [ -d \"$1\" ] && { echo DIRECTORY; exit; }; \
+const BEGIN: &str = "can_sum || echo NOSUM; [ -d \"$1\" ] && { echo DIRECTORY; exit; }; \
     [ -f \"$1\" ] || { ls -d -- \"$1\" >&2; echo NONE; exit; }; \
     echo \"STAT $(stat -L -c \"%s %Y %a\" -- \"$1\" 2>/dev/null || stat -L -f \"%z %m %Lp\" -- \"$1\")\"";
 
@@ -75,7 +75,8 @@ pub(super) async fn run(
         )));
     }
     let answer = far.ask(BEGIN, &[source], ASK).await?;
-    if answer.get("NOSUM").is_some() {
+    let can_prove = answer.get("NOSUM").is_none();
+    if !can_prove && far.must_prove {
         return Err(Stop::Final(far.no_checksum(&shown(source))));
     }
     let Some(stat) = Stat::parse(&answer) else {
@@ -87,14 +88,20 @@ pub(super) async fn run(
     };
     let numbers = format!("\0{}\0{}", stat.size, stat.time_s);
     let what = [source, numbers.as_bytes()].concat();
-    let part = open_part(target, &what, stat.size).await;
+    // What cannot be proved is not gone on with.
+    let most = if can_prove { Some(stat.size) } else { None };
+    let part = open_part(target, &what, most).await;
     let part = part.map_err(local("write beside", target))?;
     let resumed_bytes = part.length;
     let part = fetch(far, source, part, stat.size, meter).await?;
     let sha256 = hex::encode(part.digest.clone().finalize());
-    let answer = far.ask(SUMMED, &[source], sum_limit(stat.size)).await?;
-    let theirs = answer.sha256("SUM").map(str::to_owned);
-    if theirs.as_deref() != Some(sha256.as_str()) {
+    let theirs = if can_prove {
+        let answer = far.ask(SUMMED, &[source], sum_limit(stat.size)).await?;
+        answer.sha256("SUM").map(str::to_owned)
+    } else {
+        None
+    };
+    if can_prove && theirs.as_deref() != Some(sha256.as_str()) {
         // Whatever it is, it is not the file, and must not be gone on with.
         let _: io::Result<()> = fs::remove_file(&part.path);
         let theirs = theirs.unwrap_or_else(|| "no checksum".to_owned());
@@ -107,11 +114,11 @@ pub(super) async fn run(
     let placed = tokio::task::spawn_blocking(move || place(&part, &at, &stat)).await;
     let placed = placed.unwrap_or_else(|e| Err(io::Error::other(e)));
     placed.map_err(local("put in place", target))?;
-    Ok(Moved::file(bytes, sha256, resumed_bytes))
+    Ok(Moved::file(bytes, sha256, resumed_bytes).proved(far, can_prove))
 }
 
 /// Opens what an earlier try left, or a new part file that nobody else can have made.
-async fn open_part(target: &Path, what: &[u8], size: u64) -> io::Result<Part> {
+async fn open_part(target: &Path, what: &[u8], most: Option<u64>) -> io::Result<Part> {
     let name = target.file_name().unwrap_or_default().as_bytes();
     let name = part_name(name, &[what, target.as_os_str().as_bytes()]);
     let path = target.with_file_name(OsStr::from_bytes(&name));
@@ -119,8 +126,9 @@ async fn open_part(target: &Path, what: &[u8], size: u64) -> io::Result<Part> {
         let own = |meta: &fs::Metadata| {
             meta.is_file()
                 && meta.uid() == rustix::process::geteuid().as_raw()
-                && meta.len() <= size
+                && most.is_some_and(|most| meta.len() <= most)
         };
+        let size = most.unwrap_or_default();
         if fs::symlink_metadata(&path).is_ok_and(|meta| own(&meta)) {
             let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
             let mut file = OpenOptions::new()
@@ -182,6 +190,8 @@ async fn fetch(
         .await;
     let written = writer.await.unwrap_or_else(|e| Err(io::Error::other(e)));
     let (part, said) = written.map_err(|source| {
+        // It only takes room, which may be what is missing.
+        let _: io::Result<()> = fs::remove_file(&path);
         Stop::Final(Error::File {
             what: "write",
             path,

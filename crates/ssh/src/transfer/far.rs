@@ -26,6 +26,8 @@ const MAX_SAID_BYTES: usize = 4096;
 pub(super) struct Far<'a> {
     pub vm: &'a Vm,
     pub connection: Connection,
+    /// Whether a host that makes no checksum gets and gives nothing.
+    pub must_prove: bool,
 }
 
 impl Far<'_> {

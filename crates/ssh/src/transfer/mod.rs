@@ -35,6 +35,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
+use crate::evidence::Transcript;
 use crate::hosts::Vm;
 use crate::remote::{Remote, outcome_of, wait_before};
 use far::Far;
@@ -115,6 +116,21 @@ impl Moved {
             links: 0,
             warnings: Vec::new(),
         }
+    }
+
+    /// A file whose host made no checksum, though it might have been asked for one.
+    fn proved(mut self, far: &Far<'_>, proved: bool) -> Self {
+        if !proved {
+            self.warnings.push(
+                "nobody has read it a second time: the host has no sha256sum, shasum or openssl, and verify_checksum is false"
+                    .to_owned(),
+            );
+        } else if !far.must_prove {
+            self.warnings.push(
+                "verify_checksum is false, but the host makes checksums, so they were compared all the same".to_owned(),
+            );
+        }
+        self
     }
 
     fn tree(tree: &Tree, sums: &[Option<String>], resumed_bytes: u64) -> Self {
@@ -243,10 +259,32 @@ impl Remote {
         job: Job,
         one_try: impl AsyncFn(&Far<'_>) -> Result<Moved, Stop>,
     ) -> Result<Transferred, Error> {
+        let Some(evidence) = self.begin_evidence(id, false)? else {
+            return self.move_files(id, job, one_try, None).await;
+        };
+        let transcript = evidence.transcript();
+        let result = self.move_files(id, job, one_try, Some(&transcript)).await;
+        let kept = self.keep_evidence(evidence, &result).await;
+        result.map(|mut result| {
+            result.warnings.extend(kept);
+            result
+        })
+    }
+
+    async fn move_files(
+        &self,
+        id: &str,
+        job: Job,
+        one_try: impl AsyncFn(&Far<'_>) -> Result<Moved, Stop>,
+        transcript: Option<&Transcript>,
+    ) -> Result<Transferred, Error> {
         let detail = json!({"source": job.source, "target": job.target});
         let vm = self.permitted(id, job.action, &detail).await?;
         let intent = self.intent(vm, job.action, detail).await?;
         let audit_id = intent.id().to_owned();
+        if let Some(transcript) = transcript {
+            transcript.recorded_as(&audit_id);
+        }
         let began = Instant::now();
         let (moved, attempts) = self.tries(vm, one_try).await;
         let outcome = match &moved {
@@ -290,7 +328,15 @@ impl Remote {
         loop {
             attempts += 1;
             let ended = match self.connect(vm).await {
-                Ok(connection) => one_try(&Far { vm, connection }).await,
+                Ok(connection) => {
+                    let must_prove = self.hosts.settings.verify_checksum;
+                    let far = Far {
+                        vm,
+                        connection,
+                        must_prove,
+                    };
+                    one_try(&far).await
+                }
                 Err(error) => Err(Stop::from(error)),
             };
             match ended {

@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::running::Limit;
 
 /// `$1` target, `$2` part. A part that is not our own plain file is nobody's beginning.
-const BEGIN: &str = "can_sum || { echo NOSUM; exit; }; \
+const BEGIN: &str = "can_sum || echo NOSUM; \
     [ -d \"$1\" ] && { echo DIRECTORY; exit; }; \
     if [ -f \"$2\" ] && [ ! -L \"$2\" ] && [ -O \"$2\" ]; then \
     echo \"PART $(wc -c <\"$2\")\"; echo \"SUM $(sum \"$2\")\"; else echo NEW; fi";
@@ -34,7 +34,7 @@ const MORE: &str = "umask 077; [ ! -L \"$1\" ] && [ -O \"$1\" ] && cat >>\"$1\""
 /// `$1` part.
 const DISCARD: &str = "rm -f -- \"$1\"";
 
-/// `$1` part, `$2` target, `$3` its directory, `$4` SHA-256, `$5` mode, `$6` time in seconds since 1970.
+/// `$1` part, `$2` target, `$3` its directory, `$4` SHA-256 (empty where none can be made), `$5` mode, `$6` time in seconds since 1970.
 const COMMIT: &str = "s=$(sum \"$1\"); case $s in *\"$4\"*) ;; *) echo \"SUM $s\"; rm -f -- \"$1\"; exit;; esac; \
     [ -d \"$2\" ] && { echo DIRECTORY; exit; }; \
     chmod \"$5\" \"$1\" && touch -d \"@$6\" \"$1\" || exit 1; \
@@ -85,7 +85,7 @@ pub(super) async fn run(
         )));
     }
     let (directory, part) = places(source, target, name, &meta);
-    let there = begin(far, target, &part, meta.len()).await?;
+    let (there, can_prove) = begin(far, target, &part, meta.len()).await?;
     let begun = prefix(source, meta.len(), there)
         .await
         .map_err(local("read"))?;
@@ -104,8 +104,9 @@ pub(super) async fn run(
             None,
         )));
     }
-    commit(far, (target, directory, &part), &read, &meta).await?;
-    Ok(Moved::file(read.bytes, read.sha256, resumed))
+    let sum = if can_prove { read.sha256.as_str() } else { "" };
+    commit(far, (target, directory, &part), (sum, read.bytes), &meta).await?;
+    Ok(Moved::file(read.bytes, read.sha256, resumed).proved(far, can_prove))
 }
 
 /// The target's directory, and the part file in it.
@@ -127,15 +128,16 @@ fn places<'a>(
     (directory, part)
 }
 
-/// What is there of an earlier try: its length and its digest.
+/// What is there of an earlier try: its length and its digest. And whether the host makes checksums.
 async fn begin(
     far: &Far<'_>,
     target: &[u8],
     part: &[u8],
     size: u64,
-) -> Result<Option<(u64, String)>, Stop> {
+) -> Result<(Option<(u64, String)>, bool), Stop> {
     let answer = far.ask(BEGIN, &[target, part], sum_limit(size)).await?;
-    if answer.get("NOSUM").is_some() {
+    let can_prove = answer.get("NOSUM").is_none();
+    if !can_prove && far.must_prove {
         return Err(Stop::Final(far.no_checksum(&shown(target))));
     }
     if answer.get("DIRECTORY").is_some() {
@@ -147,7 +149,8 @@ async fn begin(
         )));
     }
     let length = answer.get("PART").and_then(|length| length.parse().ok());
-    Ok(length.zip(answer.sha256("SUM").map(str::to_owned)))
+    let there = length.zip(answer.sha256("SUM").map(str::to_owned));
+    Ok((there, can_prove))
 }
 
 /// The hash of what is there already, if it is the beginning of the source; otherwise of nothing.
@@ -256,15 +259,15 @@ async fn send(
 async fn commit(
     far: &Far<'_>,
     (target, directory, part): (&[u8], &[u8], &[u8]),
-    read: &ReadAll,
+    (sum, bytes): (&str, u64),
     meta: &Metadata,
 ) -> Result<(), Stop> {
     let mode = format!("{:o}", meta.permissions().mode() & 0o7777);
     let time = meta.mtime().to_string();
-    let texts = [&read.sha256, &mode, &time].map(|text| text.as_bytes());
-    let [sum, mode, time] = texts;
-    let arguments = [part, target, directory, sum, mode, time];
-    let answer = far.ask(COMMIT, &arguments, sum_limit(read.bytes)).await;
+    let texts = [mode.as_bytes(), time.as_bytes()];
+    let [mode, time] = texts;
+    let arguments = [part, target, directory, sum.as_bytes(), mode, time];
+    let answer = far.ask(COMMIT, &arguments, sum_limit(bytes)).await;
     // From here on a lost connection may have left the new file in place.
     let answer = answer.map_err(|error| match error {
         Error::OutcomeUnknown { vm, reason } => Stop::Final(Error::OutcomeUnknown {
@@ -278,9 +281,8 @@ async fn commit(
     }
     let reason = if answer.get("SUM").is_some() {
         format!(
-            "what landed is not what was sent: the host reads {}, sent was {}",
+            "what landed is not what was sent: the host reads {}, sent was {sum}",
             answer.sha256("SUM").unwrap_or("no checksum"),
-            read.sha256
         )
     } else if answer.get("DIRECTORY").is_some() {
         "it is a directory".to_owned()

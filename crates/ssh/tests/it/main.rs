@@ -3,7 +3,9 @@
 #![cfg(test)]
 
 mod ending;
+mod evidence;
 mod exec;
+mod faults;
 mod jump;
 mod relay;
 mod sshd;
