@@ -10,6 +10,7 @@ use crate::head::{Head, RecordHash};
 use crate::lines::Line;
 use crate::log::MAX_OPEN_INTENTS;
 use crate::record::{Record, Subject, Verdict, parse};
+use crate::series;
 
 /// How many findings are kept whole; the rest is counted.
 const MAX_FINDINGS: usize = 100;
@@ -17,6 +18,8 @@ const MAX_FINDINGS: usize = 100;
 /// One thing that is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
+    /// The file's name, where it is one that was set aside.
+    pub file: Option<String>,
     /// The line in the file; the first is 1.
     pub line: u64,
     /// The number that the record gives itself, where one can be read.
@@ -27,9 +30,13 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = match &self.file {
+            Some(file) => format!("{file}, line {}", self.line),
+            None => format!("line {}", self.line),
+        };
         match self.seq {
-            Some(seq) => write!(f, "record {seq} (line {}): {}", self.line, self.problem),
-            None => write!(f, "line {}: {}", self.line, self.problem),
+            Some(seq) => write!(f, "record {seq} ({place}): {}", self.problem),
+            None => write!(f, "{place}: {}", self.problem),
         }
     }
 }
@@ -121,6 +128,9 @@ pub(crate) struct Open {
 pub(crate) struct Walker {
     anchor: Option<Head>,
     anchor_met: bool,
+    file: Option<String>,
+    /// Whether the first record may be one that follows another file.
+    midway: bool,
     line: u64,
     pub records: u64,
     pub head: Head,
@@ -136,6 +146,8 @@ impl Walker {
         let mut walker = Self {
             anchor,
             anchor_met: false,
+            file: None,
+            midway: false,
             line: 0,
             records: 0,
             head: Head::GENESIS,
@@ -146,6 +158,20 @@ impl Walker {
         };
         walker.compare_anchor(Head::GENESIS);
         walker
+    }
+
+    /// From the beginning of any file of a chain; what was before it is believed.
+    pub fn midway() -> Self {
+        Self {
+            midway: true,
+            ..Self::new(None)
+        }
+    }
+
+    /// To be called before the first line of a file; its name where it was set aside.
+    pub fn begin_file(&mut self, name: Option<String>) {
+        self.file = name;
+        self.line = 0;
     }
 
     pub fn feed(&mut self, line: &Line) {
@@ -179,6 +205,12 @@ impl Walker {
     }
 
     fn record(&mut self, record: Record, computed: RecordHash) {
+        if self.midway && self.records == 0 && series::continues(&record) {
+            self.head = Head {
+                seq: record.seq.saturating_sub(1),
+                hash: record.prev,
+            };
+        }
         let seq = Some(record.seq);
         let expected = self.head.seq.saturating_add(1);
         if record.hash != computed {
@@ -244,6 +276,7 @@ impl Walker {
     fn find(&mut self, seq: Option<u64>, problem: Problem) {
         if self.findings.len() < MAX_FINDINGS {
             self.findings.push(Finding {
+                file: self.file.clone(),
                 line: self.line,
                 seq,
                 problem,

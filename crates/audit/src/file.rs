@@ -94,6 +94,52 @@ impl LogFile {
         Ok(log)
     }
 
+    /// How long it is, in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// A new, locked file under another name, to take this one's place.
+    pub fn successor(&self) -> Result<Self, Error> {
+        let path = with_suffix(&self.path, ".next");
+        let made = match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => OpenOptions::new()
+                .read(true)
+                .append(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path),
+        };
+        let file = made.map_err(|e| Error::io("make the successor of", &self.path, e))?;
+        file.try_lock()
+            .map_err(|e| Error::io("lock the successor of", &self.path, e.into()))?;
+        Ok(Self {
+            path,
+            file,
+            len: 0,
+            synced: true,
+        })
+    }
+
+    /// Keeps this file under another name and gives its own to the successor. The name always leads to one of them.
+    pub fn hand_over(&mut self, mut next: Self, aside: &Path) -> Result<(), Error> {
+        self.check_unchanged()?;
+        fs::hard_link(&self.path, aside).map_err(|e| Error::io("set aside", &self.path, e))?;
+        if let Err(e) = fs::rename(&next.path, &self.path) {
+            // Both names are this file's still, which the next opening understands too.
+            let _: io::Result<()> = fs::remove_file(aside);
+            return Err(Error::io(
+                "put the successor in the place of",
+                &self.path,
+                e,
+            ));
+        }
+        next.path.clone_from(&self.path);
+        *self = next;
+        sync_directory(&self.path).map_err(|e| Error::io("sync the directory of", &self.path, e))
+    }
+
     /// The file from its beginning, for reading.
     pub fn rewound(&mut self) -> Result<&File, Error> {
         self.file

@@ -11,7 +11,8 @@ use jiff::Timestamp;
 use crate::chain::{Finding, Problem};
 use crate::error::Error;
 use crate::lines::{Line, Lines, LinesBack};
-use crate::record::{Record, parse};
+use crate::record::{Record, Verdict, parse};
+use crate::series;
 
 /// The most records that [`tail`] gives.
 pub const MAX_TAIL: usize = 10_000;
@@ -48,22 +49,29 @@ pub struct Tail {
     pub unreadable: u64,
 }
 
-/// The last `n` matching records (at most [`MAX_TAIL`]), read from the end of the file. Blocks.
+/// The last `n` matching records (at most [`MAX_TAIL`]), read from the end of the log, through older files where it must.
+/// Blocks.
 pub fn tail(path: impl AsRef<Path>, filter: &Filter, n: usize) -> Result<Tail, Error> {
     let path = path.as_ref();
     let n = n.min(MAX_TAIL);
-    let read = |e| Error::io("read", path, e);
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    let (mut lines, torn) = LinesBack::new(file).map_err(read)?;
-    let mut unreadable = u64::from(torn);
+    let mut unreadable = 0;
     let mut records = VecDeque::new();
-    while records.len() < n
-        && let Some(line) = lines.next().map_err(read)?
-    {
-        match record(&line) {
-            Ok(record) if filter.matches(&record) => records.push_front(record),
-            Ok(_) => {}
-            Err(_) => unreadable += 1,
+    for one in newest_first(path)? {
+        let read = |e| Error::io("read", &one, e);
+        let file = File::open(&one).map_err(|e| Error::io("open", &one, e))?;
+        let (mut lines, torn) = LinesBack::new(file).map_err(read)?;
+        unreadable += u64::from(torn);
+        while records.len() < n
+            && let Some(line) = lines.next().map_err(read)?
+        {
+            match record(&line) {
+                Ok(record) if filter.matches(&record) => records.push_front(record),
+                Ok(_) => {}
+                Err(_) => unreadable += 1,
+            }
+        }
+        if records.len() >= n {
+            break;
         }
     }
     Ok(Tail {
@@ -72,17 +80,55 @@ pub fn tail(path: impl AsRef<Path>, filter: &Filter, n: usize) -> Result<Tail, E
     })
 }
 
+/// The lines of the log, as they stand, from the intent with this id to the last record, the oldest first: a part of
+/// the chain that anybody can check. Only those of the last `max` lines, and nothing where the intent is not among them.
+/// Blocks.
+pub fn slice(path: impl AsRef<Path>, id: &str, max: usize) -> Result<Vec<String>, Error> {
+    let mut found = VecDeque::new();
+    for one in newest_first(path.as_ref())? {
+        let read = |e| Error::io("read", &one, e);
+        let file = File::open(&one).map_err(|e| Error::io("open", &one, e))?;
+        let (mut lines, _) = LinesBack::new(file).map_err(read)?;
+        while found.len() < max
+            && let Some(line) = lines.next().map_err(read)?
+        {
+            let Line::Whole(bytes) = &line else {
+                continue;
+            };
+            found.push_front(String::from_utf8_lossy(bytes).into_owned());
+            let begins = |record: &Record| record.id == id && record.outcome == Verdict::Intent;
+            if record(&line).is_ok_and(|record| begins(&record)) {
+                return Ok(found.into());
+            }
+        }
+    }
+    Ok(Vec::new())
+}
+
+fn newest_first(path: &Path) -> Result<Vec<PathBuf>, Error> {
+    let older = series::set_aside(path)?.into_iter().rev();
+    let mut files = vec![path.to_owned()];
+    files.extend(older.map(|file| file.path));
+    Ok(files)
+}
+
 /// All matching records from the first one on, one at a time. Blocks.
 pub fn records(path: impl AsRef<Path>, filter: Filter) -> Result<Records, Error> {
-    let path = path.as_ref();
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let mut waiting = newest_first(path.as_ref())?;
+    let path = waiting.pop().unwrap_or_default();
     Ok(Records {
-        path: path.to_owned(),
-        lines: Lines::new(BufReader::new(file)),
+        lines: open(&path)?,
+        path,
+        waiting,
         line: 0,
         failed: false,
         filter,
     })
+}
+
+fn open(path: &Path) -> Result<Lines<BufReader<File>>, Error> {
+    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    Ok(Lines::new(BufReader::new(file)))
 }
 
 /// What [`records`] gives. A line that is no record is [`Error::Broken`], and the next call
@@ -90,6 +136,8 @@ pub fn records(path: impl AsRef<Path>, filter: Filter) -> Result<Records, Error>
 pub struct Records {
     path: PathBuf,
     lines: Lines<BufReader<File>>,
+    /// Newer files, the next one last.
+    waiting: Vec<PathBuf>,
     line: u64,
     failed: bool,
     filter: Filter,
@@ -104,7 +152,19 @@ impl Iterator for Records {
                 return None;
             }
             let line = match self.lines.next() {
-                Ok(line) => line?,
+                Ok(Some(line)) => line,
+                Ok(None) => {
+                    self.path = self.waiting.pop()?;
+                    self.line = 0;
+                    match open(&self.path) {
+                        Ok(lines) => self.lines = lines,
+                        Err(e) => {
+                            self.failed = true;
+                            return Some(Err(e));
+                        }
+                    }
+                    continue;
+                }
                 Err(e) => {
                     self.failed = true;
                     return Some(Err(Error::io("read", &self.path, e)));
@@ -118,6 +178,7 @@ impl Iterator for Records {
                     return Some(Err(Error::Broken {
                         path: self.path.clone(),
                         finding: Box::new(Finding {
+                            file: None,
                             line: self.line,
                             seq: None,
                             problem,

@@ -30,6 +30,10 @@
 //! * A line has at most [`MAX_LINE_BYTES`]; names are cut at [`MAX_NAME_CHARS`] characters, a larger
 //!   detail than [`MAX_DETAIL_BYTES`] is replaced by its size, digest and beginning.
 //!
+//! A file that has grown to [`Options::rotate_bytes`] is set aside as `NAME.SEQ.EXT`, where SEQ is its last record, and
+//! replaced in one step by its successor, in which the chain goes on: its first record is the note `audit.continues`.
+//! Reading and verifying a log go through all of its files.
+//!
 //! A chain proves that nothing *inside* it was changed. Whoever can write the file can still cut its end
 //! or write all of it anew; only a [`Head`] kept elsewhere shows that (see [`verify()`]).
 //!
@@ -46,6 +50,7 @@ mod lines;
 mod log;
 mod record;
 mod redact;
+mod series;
 mod verify;
 mod writer;
 
@@ -53,9 +58,9 @@ pub use chain::{Finding, Problem};
 pub use entry::{Entry, MAX_DETAIL_BYTES, MAX_NAME_CHARS, Outcome};
 pub use error::Error;
 pub use head::{Head, InvalidHead, RecordHash};
-pub use history::{Filter, MAX_TAIL, Records, Tail, records, tail};
+pub use history::{Filter, MAX_TAIL, Records, Tail, records, slice, tail};
 pub use lines::MAX_LINE_BYTES;
-pub use log::{Clock, Intent, Log, MAX_OPEN_INTENTS, Options};
+pub use log::{Clock, Intent, Log, MAX_OPEN_INTENTS, Options, ROTATE_BYTES, Witness};
 pub use record::{Record, Verdict};
 pub use redact::{REDACTED, Redactor, WeakSecret};
 pub use verify::{Proof, Report, verify, verify_reader};

@@ -30,6 +30,12 @@ const QUEUE: usize = 256;
 /// Where the time of a record comes from.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
+/// Hears of each line that was written, without its newline. Called by the writer, so it must never wait.
+pub type Witness = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// How large a file grows before it is set aside, in bytes, where nothing else is said.
+pub const ROTATE_BYTES: u64 = 64 * 1024 * 1024;
+
 /// How to open a log.
 #[derive(Clone)]
 pub struct Options {
@@ -39,6 +45,10 @@ pub struct Options {
     pub redactor: Redactor,
     /// A head kept elsewhere. With it, opening finds truncation and rewriting too.
     pub anchor: Option<Head>,
+    /// How large a file grows before it is set aside, in bytes.
+    pub rotate_bytes: u64,
+    /// Who else hears of the records (syslog).
+    pub witness: Option<Witness>,
 }
 
 impl Default for Options {
@@ -47,6 +57,8 @@ impl Default for Options {
             clock: Arc::new(Timestamp::now),
             redactor: Redactor::default(),
             anchor: None,
+            rotate_bytes: ROTATE_BYTES,
+            witness: None,
         }
     }
 }
@@ -56,6 +68,7 @@ impl fmt::Debug for Options {
         f.debug_struct("Options")
             .field("redactor", &self.redactor)
             .field("anchor", &self.anchor)
+            .field("rotate_bytes", &self.rotate_bytes)
             .finish_non_exhaustive()
     }
 }
@@ -73,7 +86,7 @@ pub struct Log {
 impl Log {
     /// Opens or creates the log at `path`, whose directory must exist.
     ///
-    /// Reads the whole file: a broken chain is refused ([`Error::Broken`]) and so is a second writer
+    /// Reads the whole file, and older ones where they hold intents without an outcome: a broken chain is refused ([`Error::Broken`]) and so is a second writer
     /// ([`Error::Locked`]); an unfinished last line is moved to `PATH.torn-SEQ-K` and a record tells
     /// of it; intents without an outcome are closed as `unknown`.
     pub async fn open(path: impl Into<PathBuf>, options: Options) -> Result<Self, Error> {

@@ -12,6 +12,7 @@ use crate::chain::{Finding, Problem, Walker};
 use crate::error::Error;
 use crate::head::Head;
 use crate::lines::Lines;
+use crate::series::{self, SetAside};
 
 /// What a head proved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +92,7 @@ impl fmt::Display for Report {
 const TORN_RETRIES: u32 = 3;
 const TORN_PAUSE: Duration = Duration::from_millis(20);
 
-/// Reads the log at `path` and finds every edit, gap, repetition and change of order; with a `head`
+/// Reads the log at `path`, with the files of it that were set aside, and finds every edit, gap, repetition and change of order; with a `head`
 /// that was kept elsewhere truncation and rewriting too. An error means that it could not be read.
 ///
 /// Blocks; call it from a thread that may.
@@ -115,18 +116,48 @@ pub fn verify(path: impl AsRef<Path>, head: Option<Head>) -> Result<Report, Erro
     Ok(report)
 }
 
+/// All files of the log. When one is set aside meanwhile, it begins anew.
 fn read(path: &Path, anchor: Option<Head>) -> Result<Report, Error> {
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    verify_reader(BufReader::new(file), anchor).map_err(|e| Error::io("read", path, e))
+    let mut older = series::set_aside(path)?;
+    loop {
+        let report = read_files(path, &older, anchor)?;
+        let now = series::set_aside(path)?;
+        if now == older {
+            return Ok(report);
+        }
+        older = now;
+    }
 }
 
-/// The same for a log that comes from anywhere. An end in the middle of a line counts as one.
+fn read_files(path: &Path, older: &[SetAside], anchor: Option<Head>) -> Result<Report, Error> {
+    let mut walker = Walker::new(anchor);
+    let older = older.iter().map(|file| file.path.as_path());
+    for one in older.chain([path]) {
+        let name = one
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        walker.begin_file(name.filter(|_| one != path));
+        let file = File::open(one).map_err(|e| Error::io("open", one, e))?;
+        let mut lines = Lines::new(BufReader::new(file));
+        while let Some(line) = lines.next().map_err(|e| Error::io("read", one, e))? {
+            walker.feed(&line);
+        }
+    }
+    Ok(report(walker, anchor))
+}
+
+/// The same for a log in one piece that comes from anywhere. An end in the middle of a line counts as one.
 pub fn verify_reader(log: impl BufRead, anchor: Option<Head>) -> io::Result<Report> {
     let mut lines = Lines::new(log);
     let mut walker = Walker::new(anchor);
     while let Some(line) = lines.next()? {
         walker.feed(&line);
     }
+    Ok(report(walker, anchor))
+}
+
+/// What was found, when everything has been read.
+fn report(mut walker: Walker, anchor: Option<Head>) -> Report {
     walker.end();
     let contradicted = walker.findings.iter().any(|f| {
         matches!(
@@ -139,12 +170,12 @@ pub fn verify_reader(log: impl BufRead, anchor: Option<Head>) -> io::Result<Repo
         Some(head) if contradicted => Proof::Contradicted(head),
         Some(head) => Proof::UpTo(head),
     };
-    Ok(Report {
+    Report {
         records: walker.records,
         head: walker.head,
         open_intents: walker.open.len(),
         findings: walker.findings,
         more_findings: walker.more_findings,
         proof,
-    })
+    }
 }

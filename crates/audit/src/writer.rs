@@ -10,6 +10,7 @@
 //! ```
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,9 +26,10 @@ use crate::command::{Command, Reply};
 use crate::error::Error;
 use crate::file::{LogFile, NotAppended};
 use crate::head::Head;
-use crate::lines::Lines;
-use crate::log::{Clock, MAX_OPEN_INTENTS, Options, correlation_id};
-use crate::record::{Draft, Subject, Verdict};
+use crate::lines::{Line, Lines};
+use crate::log::{Clock, MAX_OPEN_INTENTS, Options, Witness, correlation_id};
+use crate::record::{Draft, Subject, Verdict, parse};
+use crate::series;
 
 /// How many records are written with one sync.
 const BATCH: usize = 64;
@@ -90,6 +92,10 @@ struct Writer {
     owed: Vec<Draft>,
     undone: Option<Undone>,
     stopped: Option<Error>,
+    rotate_bytes: u64,
+    /// The size at which setting aside is tried; later than `rotate_bytes` after it failed.
+    rotate_at: u64,
+    witness: Option<Witness>,
 }
 
 /// Writes that were cut off again since the last one that worked.
@@ -119,11 +125,8 @@ impl Writer {
         let timer = runtime::Builder::new_current_thread().enable_time().build();
         let timer = timer.map_err(|e| Error::io("make a timer for", path, e))?;
         let mut file = LogFile::open(path)?;
-        let mut walker = Walker::new(options.anchor);
-        let mut lines = Lines::new(BufReader::new(file.rewound()?));
-        while let Some(line) = lines.next().map_err(|e| Error::io("read", path, e))? {
-            walker.feed(&line);
-        }
+        series::forget_second_names(path)?;
+        let mut walker = walk(path, &mut file, options.anchor)?;
         walker.end();
         let mut findings = walker.findings.iter();
         if let Some(finding) = findings.find(|f| !matches!(f.problem, Problem::Torn { .. })) {
@@ -147,8 +150,12 @@ impl Writer {
             owed: Vec::new(),
             undone: None,
             stopped: None,
+            rotate_bytes: options.rotate_bytes,
+            rotate_at: options.rotate_bytes,
+            witness: options.witness,
         };
         writer.recover(next_seq, walker.open)?;
+        writer.rotate();
         Ok(writer)
     }
 
@@ -232,8 +239,12 @@ impl Writer {
                 self.heads.send_replace(self.head);
                 self.undone = None;
                 for (step, head) in steps.into_iter().zip(heads) {
+                    if let Some(open) = self.open.get_mut(&step.draft.id) {
+                        open.seq = head.seq;
+                    }
                     answer(step.reply, Ok(head));
                 }
+                self.rotate();
             }
             Err(NotAppended::Refused(error)) => self.give_up(steps, &error),
             Err(NotAppended::Undone { bytes, error }) => {
@@ -249,6 +260,51 @@ impl Writer {
                 self.stop(&error);
                 self.give_up(steps, &error);
             }
+        }
+    }
+
+    /// Sets the file aside when it has grown. When that fails the log goes on in the same file, and it is tried again
+    /// when that has grown by an eighth more.
+    fn rotate(&mut self) {
+        // An outcome that is owed belongs to an intent of this file, and is known to this process only.
+        if self.file.len() < self.rotate_at || self.stopped.is_some() || !self.owed.is_empty() {
+            return;
+        }
+        self.settle();
+        self.rotate_at = match self.hand_over() {
+            Ok(()) => self.rotate_bytes,
+            Err(_) => self.file.len().saturating_add(self.rotate_bytes / 8),
+        };
+    }
+
+    fn hand_over(&mut self) -> Result<(), Error> {
+        let refused = |e: NotAppended| match e {
+            NotAppended::Refused(e)
+            | NotAppended::Undone { error: e, .. }
+            | NotAppended::Uncertain(e) => e,
+        };
+        let aside = series::aside_path(&self.path, self.head.seq);
+        let name = aside.file_name().unwrap_or_default().to_string_lossy();
+        let oldest_open = self.open.values().map(|open| open.seq).min();
+        let detail =
+            json!({"file": name, "head": self.head.to_string(), "oldest_open": oldest_open});
+        let note = self.note(series::CONTINUES, detail)?;
+        let sealed = note.seal(self.head);
+        let (line, head) = sealed.map_err(|e| Error::io("encode a record for", &self.path, e))?;
+        let mut next = self.file.successor()?;
+        next.append(&line).map_err(refused)?;
+        next.sync().map_err(refused)?;
+        self.file.hand_over(next, &aside)?;
+        self.tell(&line);
+        self.head = head;
+        self.heads.send_replace(head);
+        Ok(())
+    }
+
+    fn tell(&self, lines: &[u8]) {
+        if let Some(witness) = &self.witness {
+            let lines = std::str::from_utf8(lines).unwrap_or_default();
+            lines.lines().for_each(|line| witness(line));
         }
     }
 
@@ -388,6 +444,7 @@ impl Writer {
             head = next;
         }
         self.file.append(&bytes)?;
+        self.tell(&bytes);
         self.head = head;
         Ok(heads)
     }
@@ -409,6 +466,63 @@ impl Writer {
             answer(step.reply, Err(error.clone()));
         }
     }
+}
+
+/// Follows the chain through the file, and through those before it as far as they matter: to the oldest intent that
+/// may have no outcome, or to the beginning where an anchor is to be found.
+fn walk(path: &Path, file: &mut LogFile, anchor: Option<Head>) -> Result<Walker, Error> {
+    let read = |path: &Path| {
+        let path = path.to_owned();
+        move |e| Error::io("read", &path, e)
+    };
+    let older = series::set_aside(path)?;
+    let first = Lines::new(BufReader::new(file.rewound()?)).next();
+    let first = first.map_err(read(path))?;
+    if let (Some(last), None) = (older.last(), &first) {
+        return Err(Error::Changed {
+            path: path.to_owned(),
+            change: format!(
+                "it is empty and does not go on where {} ends",
+                last.path.display()
+            ),
+        });
+    }
+    let first = match first {
+        Some(Line::Whole(line)) => parse(&line).ok().map(|(record, _)| record),
+        _ => None,
+    };
+    let first = first.filter(series::continues);
+    let since = match anchor {
+        Some(_) => Some(0),
+        None => first.as_ref().and_then(series::oldest_open),
+    };
+    let mut walker = match anchor {
+        Some(_) => Walker::new(anchor),
+        None => Walker::midway(),
+    };
+    let needed = older
+        .iter()
+        .filter(|file| since.is_some_and(|seq| file.last_seq >= seq));
+    for one in needed {
+        let name = one
+            .path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        walker.begin_file(name);
+        let opened = File::open(&one.path).map_err(|e| Error::io("open", &one.path, e))?;
+        let mut lines = Lines::new(BufReader::new(opened));
+        while let Some(line) = lines.next().map_err(read(&one.path))? {
+            walker.feed(&line);
+        }
+        // Where a file ends in the middle of a line, it is not the one that is cut.
+        walker.torn_at = None;
+    }
+    walker.begin_file(None);
+    let mut lines = Lines::new(BufReader::new(file.rewound()?));
+    while let Some(line) = lines.next().map_err(read(path))? {
+        walker.feed(&line);
+    }
+    Ok(walker)
 }
 
 fn answer(reply: Option<Reply>, result: Result<Head, Error>) {

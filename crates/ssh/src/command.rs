@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
+use crate::evidence::Transcript;
 use crate::hosts::is_user;
 use crate::pool::Sharing;
 use crate::supervisor::Order;
@@ -34,6 +35,8 @@ pub struct Command {
     pub retry: Option<u32>,
     /// Whether it does no harm to run it twice. Only then it is tried again after an unknown outcome.
     pub may_run_twice: bool,
+    /// Where its output is written down, where evidence is wanted.
+    pub(crate) transcript: Option<Transcript>,
 }
 
 /// What cannot be a command.
@@ -82,6 +85,7 @@ impl Command {
             timeout: None,
             retry: None,
             may_run_twice: false,
+            transcript: None,
         })
     }
 

@@ -112,6 +112,10 @@ pub struct Settings {
     pub audit_dir: PathBuf,
     /// A file as ssh_config(5) has it, whose aliases are hosts too.
     pub ssh_config: Option<PathBuf>,
+    /// The socket of syslog or journald that gets a copy of each audit record, if one does.
+    pub syslog: Option<PathBuf>,
+    /// False where hosts without any program that makes a checksum may be given and asked for files all the same.
+    pub verify_checksum: bool,
 }
 
 /// Both sections.
@@ -181,6 +185,9 @@ struct SettingsSection {
     use_agent: bool,
     audit_dir: String,
     ssh_config: Option<String>,
+    syslog: bool,
+    syslog_socket: String,
+    verify_checksum: bool,
 }
 
 impl Default for SettingsSection {
@@ -198,6 +205,9 @@ impl Default for SettingsSection {
             use_agent: true,
             audit_dir: "~/.local/state/proximity".to_owned(),
             ssh_config: None,
+            syslog: false,
+            syslog_socket: "/dev/log".to_owned(),
+            verify_checksum: true,
         }
     }
 }
@@ -428,6 +438,11 @@ fn settings(section: SettingsSection, home: Option<&Path>) -> Result<Settings, I
             .ssh_config
             .map(|path| expand(&at("ssh_config"), &path, home))
             .transpose()?,
+        syslog: section
+            .syslog
+            .then(|| expand(&at("syslog_socket"), &section.syslog_socket, home))
+            .transpose()?,
+        verify_checksum: section.verify_checksum,
     })
 }
 

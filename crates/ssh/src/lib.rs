@@ -9,6 +9,7 @@
 //!     ├──▶ running       one command: order ▸ marker ▸ output ▸ end; supervisor ends its tree on the far side
 //!     ├──▶ keys          the key of each host: made, deployed, replaced, taken away
 //!     ├──▶ terminal      a person's keys and what the program shows; tunnel: ports that lead through a host
+//!     ├──▶ evidence      on request, what was done as files
 //!     └──▶ transfer      files: beside the target, read a second time, then renamed
 //! ```
 //!
@@ -23,6 +24,7 @@ mod algorithms;
 mod command;
 mod connection;
 mod error;
+mod evidence;
 mod hosts;
 mod identity;
 pub mod journal;
@@ -35,6 +37,7 @@ mod signer;
 pub mod ssh_config;
 mod stream;
 mod supervisor;
+mod syslog;
 mod terminal;
 mod transfer;
 mod trust;
@@ -52,6 +55,7 @@ pub use identity::{Passphrases, key_path};
 pub use keys::{Deployed, KeyState, KeyStatus, Made, Pending, Revoked, Rotated, key_status};
 pub use known_hosts::{BadLine, KnownHosts};
 pub use remote::{KeyFound, Remote};
+pub use syslog::syslog;
 pub use terminal::{Left, Program, Shown, Typed, Window};
 pub use transfer::{Progress, Transferred};
 pub use trust::{HostKeyProblem, ShownKey};

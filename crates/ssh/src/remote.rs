@@ -13,17 +13,20 @@
 //!
 //! Tries again only while nothing can have run, or where the command may run twice.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use audit::{Entry, Intent, Log, Outcome};
 use jiff::Timestamp;
 use russh::Channel;
 use russh::client::Msg;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::command::{Command, ExecutionResult, Finished, Input, Output, encoded, typed};
 use crate::connection::{self, Caller, Connection};
 use crate::error::Error;
+use crate::evidence::Evidence;
 use crate::hosts::{Hosts, Vm};
 use crate::identity::Passphrases;
 use crate::pool::{Lease, Pool, Sharing};
@@ -46,6 +49,7 @@ pub struct Remote {
     actor: String,
     passphrases: Option<Passphrases>,
     pub(crate) pool: Pool,
+    evidence: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for Remote {
@@ -75,7 +79,16 @@ impl Remote {
             log,
             actor: actor.into(),
             passphrases: None,
+            evidence: None,
         }
+    }
+
+    /// Writes evidence of every command and transfer into this directory: the result, the transcript and the records
+    /// of the audit log, in a directory of its own for each.
+    #[must_use]
+    pub fn evidence(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.evidence = Some(dir.into());
+        self
     }
 
     /// With somebody who knows the passphrases of encrypted keys.
@@ -92,6 +105,62 @@ impl Remote {
 
     /// Runs a command on a host.
     pub async fn execute(
+        &self,
+        id: &str,
+        command: &Command,
+        input: Input,
+        output: Output,
+    ) -> Result<ExecutionResult, Error> {
+        let Some(evidence) = self.begin_evidence(id, true)? else {
+            return self.perform(id, command, input, output).await;
+        };
+        let mut command = command.clone();
+        command.transcript = Some(evidence.transcript());
+        let result = self.perform(id, &command, input, output).await;
+        let kept = self.keep_evidence(evidence, &result).await;
+        result.map(|mut result| {
+            result.warnings.extend(kept);
+            result
+        })
+    }
+
+    /// Where evidence is wanted, its beginning; that it cannot be written is heard of before anything is done. What is
+    /// refused has its record in the audit log only.
+    pub(crate) fn begin_evidence(
+        &self,
+        id: &str,
+        with_output: bool,
+    ) -> Result<Option<Evidence>, Error> {
+        let dir = self.evidence.as_ref();
+        let wanted = dir.filter(|_| self.hosts.permitted(id).is_ok());
+        wanted
+            .map(|dir| Evidence::begin(dir, id, self.log.redactor(), with_output))
+            .transpose()
+    }
+
+    /// Puts it in place; what went wrong is a warning, since the action is done.
+    pub(crate) async fn keep_evidence<T: Serialize>(
+        &self,
+        evidence: Evidence,
+        result: &Result<T, Error>,
+    ) -> Option<String> {
+        let value = match result {
+            Ok(result) => serde_json::to_value(result).unwrap_or_default(),
+            Err(error) => json!({"error": {"code": error.code(), "message": error.to_string()}}),
+        };
+        let log = self.log.clone();
+        let kept = tokio::task::spawn_blocking(move || {
+            let audit_id = evidence.transcript().audit_id();
+            evidence.keep(&log, audit_id.as_deref(), &value)
+        });
+        match kept.await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(format!("there is no evidence of it: {error}")),
+            Err(e) => Some(format!("there is no evidence of it: {e}")),
+        }
+    }
+
+    async fn perform(
         &self,
         id: &str,
         command: &Command,
@@ -120,6 +189,9 @@ impl Remote {
         let (intent, mut early) = tokio::join!(self.intent(vm, "remote.exec", detail), early);
         let intent = intent?;
         let audit_id = intent.id().to_owned();
+        if let Some(transcript) = &command.transcript {
+            transcript.recorded_as(&audit_id);
+        }
         let timestamp = Timestamp::now().to_string();
         let began = Instant::now();
         let limit = Limit::Total(command.timeout.unwrap_or(self.hosts.settings.timeout));

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::command::{Chunk, Command, Finished, Input, Output};
 use crate::error::Error;
+use crate::evidence::Transcript;
 use crate::stream::Stream;
 use crate::supervisor::{Marks, Watch, exec_line, order_line, watched_line};
 use crate::warden::Ward;
@@ -88,6 +89,7 @@ struct Running<'a> {
     stdout: Stream,
     stderr: Stream,
     output: Output,
+    transcript: Option<Transcript>,
     end: Option<End>,
     refused: bool,
     closed: bool,
@@ -182,6 +184,7 @@ impl<'a> Begun<'a> {
             stdout: Stream::new(),
             stderr: Stream::new(),
             output,
+            transcript: command.transcript.clone(),
             end: None,
             refused: false,
             closed: false,
@@ -353,6 +356,9 @@ impl Running<'_> {
     }
 
     async fn take(&mut self, chunk: Chunk, deadline: Instant) {
+        if let Some(transcript) = &self.transcript {
+            transcript.take(&chunk);
+        }
         match &self.output {
             Output::Collect => match chunk {
                 Chunk::Stdout(data) => self.stdout.keep(&data),

@@ -9,5 +9,6 @@ mod crash;
 mod history;
 mod log;
 mod redact;
+mod rotation;
 mod support;
 mod verify;

@@ -8,7 +8,7 @@ use clap::Args;
 use ssh::{Command, Error, ExecutionResult, Hosts, Input, InvalidCommand, Output, Program, Remote};
 
 use super::streams::{self, Written};
-use super::{LoginArgs, fleet, remote, shell};
+use super::{EvidenceArgs, LoginArgs, fleet, remote, shell};
 use crate::deploy::pair;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -43,6 +43,8 @@ pub struct RunArgs {
     may_run_twice: bool,
     #[command(flatten)]
     login: LoginArgs,
+    #[command(flatten)]
+    evidence: EvidenceArgs,
 }
 
 /// `remote exec`
@@ -156,6 +158,7 @@ pub async fn run(args: ExecArgs, hosts: Hosts, screen: &Screen) -> Result<Exit, 
         return ended;
     }
     let (remote, log) = remote(hosts, Some(&args.run.login)).await?;
+    let remote = args.run.evidence.of(remote);
     let ended = if let [vm] = chosen.as_slice() {
         one(&remote, vm, &command, args.no_stdin, screen).await
     } else {
@@ -213,6 +216,7 @@ pub async fn script(args: ScriptArgs, hosts: Hosts, screen: &Screen) -> Result<E
     argv.extend(args.args.iter().cloned());
     let command = args.run.command(argv)?;
     let (remote, log) = remote(hosts, Some(&args.run.login)).await?;
+    let remote = args.run.evidence.of(remote);
     let ended = one(&remote, &args.vm, &command, true, screen).await;
     log.close().await;
     ended

@@ -1,4 +1,4 @@
-//! `remote upload` and `remote download`: one file, with progress for people.
+//! `remote upload` and `remote download`: a file or a directory, with progress for people.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use clap::Args;
 use ssh::{Error, Hosts, Progress, Transferred};
 
-use super::{LoginArgs, remote};
+use super::{EvidenceArgs, LoginArgs, remote};
 use crate::copy::meter::{Meter, bytes};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -19,12 +19,17 @@ use crate::signals::Signals;
 pub struct UploadArgs {
     /// The host
     vm: String,
-    /// A file of this machine
+    /// A file of this machine, or with -r a directory
     source: PathBuf,
     /// Its path on the host; what does not begin with / is below the user's home
     target: String,
+    /// A directory with all that is in it
+    #[arg(short, long)]
+    recursive: bool,
     #[command(flatten)]
     login: LoginArgs,
+    #[command(flatten)]
+    evidence: EvidenceArgs,
 }
 
 /// `remote download`
@@ -32,32 +37,61 @@ pub struct UploadArgs {
 pub struct DownloadArgs {
     /// The host
     vm: String,
-    /// A file of the host; what does not begin with / is below the user's home
+    /// A file of the host, or with -r a directory; what does not begin with / is below the user's home
     source: String,
     /// Its path on this machine
     target: PathBuf,
+    /// A directory with all that is in it
+    #[arg(short, long)]
+    recursive: bool,
     #[command(flatten)]
     login: LoginArgs,
+    #[command(flatten)]
+    evidence: EvidenceArgs,
 }
 
-/// Puts a file on a host.
+/// Puts a file or a directory on a host.
 pub async fn upload(args: UploadArgs, hosts: Hosts, screen: &Screen) -> Result<Exit, Failure> {
-    let size = fs::metadata(&args.source).ok().map(|meta| meta.len());
+    let meta = fs::metadata(&args.source).ok();
+    if !args.recursive && meta.as_ref().is_some_and(fs::Metadata::is_dir) {
+        return Err(Failure::usage(
+            format!(
+                "{} is a directory; nothing was transferred",
+                args.source.display()
+            ),
+            "give -r to transfer a directory with all that is in it",
+        ));
+    }
+    let size = meta.filter(fs::Metadata::is_file).map(|meta| meta.len());
     let (remote, log) = remote(hosts, Some(&args.login)).await?;
+    let remote = args.evidence.of(remote);
     let meter = Meter::new(size, screen);
-    let moving = remote.upload(&args.vm, &args.source, &args.target, counted(&meter));
-    let ended = watched(moving, &meter).await;
+    let (vm, source, target) = (&args.vm, &args.source, &args.target);
+    let ended = if args.recursive {
+        let moving = remote.upload_tree(vm, source, target, counted(&meter));
+        watched(moving, &meter).await
+    } else {
+        let moving = remote.upload(vm, source, target, counted(&meter));
+        watched(moving, &meter).await
+    };
     drop(meter);
     log.close().await;
     told(ended?, screen)
 }
 
-/// Fetches a file of a host.
+/// Fetches a file or a directory of a host.
 pub async fn download(args: DownloadArgs, hosts: Hosts, screen: &Screen) -> Result<Exit, Failure> {
     let (remote, log) = remote(hosts, Some(&args.login)).await?;
+    let remote = args.evidence.of(remote);
     let meter = Meter::new(None, screen);
-    let moving = remote.download(&args.vm, &args.source, &args.target, counted(&meter));
-    let ended = watched(moving, &meter).await;
+    let (vm, source, target) = (&args.vm, &args.source, &args.target);
+    let ended = if args.recursive {
+        let moving = remote.download_tree(vm, source, target, counted(&meter));
+        watched(moving, &meter).await
+    } else {
+        let moving = remote.download(vm, source, target, counted(&meter));
+        watched(moving, &meter).await
+    };
     drop(meter);
     log.close().await;
     told(ended?, screen)
@@ -81,13 +115,22 @@ async fn watched(
 }
 
 fn told(moved: Transferred, screen: &Screen) -> Result<Exit, Failure> {
+    for warning in &moved.warnings {
+        screen.warn(&format!("proximity: {}: {warning}", moved.vm_id));
+    }
     screen.result(&moved, |moved| {
         let again = match moved.resumed_bytes {
             0 => String::new(),
             resumed => format!(", {} of them from an earlier try", bytes(resumed)),
         };
+        let count = match (moved.files, moved.directories, moved.links) {
+            (1, 0, 0) => String::new(),
+            (files, directories, links) => {
+                format!("{files} files, {directories} directories, {links} links, ")
+            }
+        };
         format!(
-            "{}: {}{again}, SHA-256 {}",
+            "{}: {count}{}{again}, SHA-256 {}",
             moved.target,
             bytes(moved.bytes),
             moved.sha256

@@ -55,18 +55,20 @@ pub enum RemoteCommand {
         after_help = "Examples:\n  proximity remote script vm01 ./rotate-logs.sh --keep 7\n  proximity remote script vm01 --shell /bin/bash ./check.sh"
     )]
     Script(exec::ScriptArgs),
-    /// Put a file of this machine on a host
+    /// Put a file or a directory of this machine on a host
     ///
     /// It appears in one step, after the host has read it back and its SHA-256 is right; mode and time go with it.
     /// After a cut connection the same command goes on where it stopped.
     #[command(
-        after_help = "Examples:\n  proximity remote upload vm01 site.conf /etc/nginx/conf.d/site.conf"
+        after_help = "Examples:\n  proximity remote upload vm01 site.conf /etc/nginx/conf.d/site.conf\n  proximity remote upload -r vm01 ./site /srv/site"
     )]
     Upload(files::UploadArgs),
-    /// Fetch a file of a host
+    /// Fetch a file or a directory of a host
     ///
     /// It appears in one step, after its SHA-256 has been compared with what the host reads.
-    #[command(after_help = "Examples:\n  proximity remote download vm01 /var/log/syslog ./syslog")]
+    #[command(
+        after_help = "Examples:\n  proximity remote download vm01 /var/log/syslog ./syslog\n  proximity remote download -r vm01 /var/log ./logs"
+    )]
     Download(files::DownloadArgs),
     /// Show the hosts and whether they may be used
     Hosts,
@@ -85,7 +87,32 @@ pub enum RemoteCommand {
     /// Check that nobody changed the audit log of remote actions
     ///
     /// Exit code 1 if anything is wrong with any of its files.
-    Verify,
+    Verify(VerifyArgs),
+}
+
+/// `remote verify`
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// A head that was kept elsewhere (proof.json of evidence holds one): finds missing ends and rewriting too
+    #[arg(long, value_name = "SEQ:HASH")]
+    head: Option<::audit::Head>,
+}
+
+/// Where evidence of an action goes.
+#[derive(Debug, Args)]
+pub struct EvidenceArgs {
+    /// Write the result, the transcript and the records of the audit log as files into a new directory below DIR
+    #[arg(long = "evidence", value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl EvidenceArgs {
+    fn of(&self, remote: Remote) -> Remote {
+        match &self.dir {
+            Some(dir) => remote.evidence(dir),
+            None => remote,
+        }
+    }
 }
 
 /// Flags of the commands that log in.
@@ -120,7 +147,7 @@ pub async fn run(
         RemoteCommand::Hosts => list(&hosts, screen),
         RemoteCommand::Trust(args) => trust::run(&args, hosts, screen).await,
         RemoteCommand::Keys(command) => keys::run(command, hosts, screen).await,
-        RemoteCommand::Verify => verify(&hosts, screen),
+        RemoteCommand::Verify(args) => verify(&hosts, &args, screen),
     }
 }
 
@@ -186,7 +213,9 @@ async fn remote(
     hosts: Hosts,
     login: Option<&LoginArgs>,
 ) -> Result<(Remote, ::audit::Log), Failure> {
-    let log = journal::open(&hosts.settings.audit_dir, Redactor::default()).await?;
+    let settings = &hosts.settings;
+    let witness = settings.syslog.clone().map(ssh::syslog);
+    let log = journal::open_with(&settings.audit_dir, Redactor::default(), witness).await?;
     let remote = Remote::new(hosts, log.clone(), actor());
     let file = login.and_then(|login| login.passphrase_file.as_deref());
     match login.map_or(Ok(None), |_| passphrase::source(file))? {
@@ -301,6 +330,8 @@ fn list(hosts: &Hosts, screen: &Screen) -> Result<Exit, Failure> {
 #[derive(Serialize)]
 struct Verified {
     sound: bool,
+    /// Whether one of the chains has the given head; null without one.
+    head_found: Option<bool>,
     files: Vec<VerifiedFile>,
 }
 
@@ -313,11 +344,20 @@ struct VerifiedFile {
     findings: Vec<String>,
 }
 
-fn verify(hosts: &Hosts, screen: &Screen) -> Result<Exit, Failure> {
+fn verify(hosts: &Hosts, args: &VerifyArgs, screen: &Screen) -> Result<Exit, Failure> {
     let mut files = Vec::new();
+    let mut head_found = args.head.map(|_| false);
     for file in journal::files(&hosts.settings.audit_dir)? {
-        let report = ::audit::verify(&file, None)
-            .map_err(|e| Failure::local(format!("{}: {e}", file.display())))?;
+        let read = |head| {
+            ::audit::verify(&file, head)
+                .map_err(|e| Failure::local(format!("{}: {e}", file.display())))
+        };
+        // A head belongs to one chain; that the others do not have it is nothing against them.
+        if let Some(head) = args.head {
+            let proved = matches!(read(Some(head))?.proof, ::audit::Proof::UpTo(_));
+            head_found = Some(head_found == Some(true) || proved);
+        }
+        let report = read(None)?;
         files.push(VerifiedFile {
             file: file.display().to_string(),
             sound: report.is_sound(),
@@ -327,11 +367,17 @@ fn verify(hosts: &Hosts, screen: &Screen) -> Result<Exit, Failure> {
         });
     }
     let verified = Verified {
-        sound: files.iter().all(|file| file.sound),
+        sound: files.iter().all(|file| file.sound) && head_found != Some(false),
+        head_found,
         files,
     };
     screen.result(&verified, |verified| {
         let mut text = String::new();
+        if verified.head_found == Some(false) {
+            text.push_str(
+                "NOT SOUND: no chain has the given head; one was cut, written anew, or removed\n",
+            );
+        }
         for file in &verified.files {
             let state = if file.sound { "sound" } else { "NOT SOUND" };
             text.push_str(&format!(

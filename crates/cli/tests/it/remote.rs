@@ -231,6 +231,54 @@ fn files_go_and_come_and_the_log_is_sound() {
     assert_eq!(ran.code, Some(1), "{}", ran.stderr);
     let ran = remote(&sshd, &["hosts", "--json"], None);
     assert_eq!(ran.json()[1]["vm_id"], "vm01");
+    fs::create_dir_all(sshd.path("tree/inner")).unwrap();
+    fs::write(sshd.path("tree/inner/f"), "deep\n").unwrap();
+    let ran = remote(&sshd, &["upload", "vm01", &path("tree"), &path("t")], None);
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+    assert!(ran.stderr.contains("give -r"), "{}", ran.stderr);
+    let ran = remote(
+        &sshd,
+        &["upload", "-r", "vm01", &path("tree"), &path("t")],
+        None,
+    );
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(
+        ran.out().contains("1 files, 1 directories"),
+        "{}",
+        ran.out()
+    );
+    let ran = remote(
+        &sshd,
+        &["download", "-r", "vm01", &path("t"), &path("u"), "--json"],
+        None,
+    );
+    assert_eq!(ran.json()["files"], 1, "{}", ran.stderr);
+    assert_eq!(fs::read(sshd.path("u/inner/f")).unwrap(), b"deep\n");
+    let evidence = path("evidence");
+    let exec = [
+        "exec",
+        "vm01",
+        "--evidence",
+        &evidence,
+        "--",
+        "echo",
+        "seen",
+    ];
+    let ran = remote(&sshd, &exec, None);
+    assert_eq!((ran.code, ran.out()), (Some(0), "seen\n"));
+    let kept = fs::read_dir(&evidence).unwrap().next().unwrap().unwrap();
+    let kept = kept.path();
+    let transcript = fs::read_to_string(kept.join("transcript.jsonl")).unwrap();
+    assert!(transcript.contains("seen"), "{transcript}");
+    let proof = fs::read_to_string(kept.join("proof.json")).unwrap();
+    let proof: serde_json::Value = serde_json::from_str(&proof).unwrap();
+    let head = proof["head"].as_str().unwrap();
+    let ran = remote(&sshd, &["verify", "--head", head, "--json"], None);
+    assert_eq!(ran.code, Some(0), "{}", ran.out());
+    assert_eq!(ran.json()["head_found"], true);
+    let other = format!("3:{}", "0".repeat(64));
+    let ran = remote(&sshd, &["verify", "--head", &other], None);
+    assert_eq!(ran.code, Some(1), "{}", ran.out());
     let ran = remote(&sshd, &["verify"], None);
     assert_eq!(ran.code, Some(0), "{}", ran.out());
     let log = sshd.path("audit/remote-audit-0.log");

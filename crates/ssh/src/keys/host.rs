@@ -121,10 +121,14 @@ async fn edit_once(
     change: impl Fn(&[u8]) -> Option<Vec<u8>>,
 ) -> Result<Edited, Error> {
     let connection = Connection::open_with(vm, remote.caller(), offer).await?;
-    let far = Far { vm, connection };
+    let far = Far {
+        vm,
+        connection,
+        must_prove: true,
+    };
     let limit = Limit::Total(ASK);
     let read = far
-        .script(READ, &[], Input::None, Output::Collect, limit)
+        .script(READ, &[] as &[&str], Input::None, Output::Collect, limit)
         .await?;
     let (text, before) = match read.exit_code {
         0 => (

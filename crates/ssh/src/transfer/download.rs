@@ -1,7 +1,9 @@
 //! One try of a download. What a host says is bounded before it is believed; it names no file of this machine.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
@@ -10,14 +12,15 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::far::{Answer, Far, complaint};
-use super::upload::sum_limit;
+use super::tree::shown;
+use super::upload::{ASK, sum_limit};
 use super::{IDLE, Meter, Moved, Progress, QUEUE, Stop, digest_of, part_name};
 use crate::command::{Chunk, Input, Output};
 use crate::error::Error;
 use crate::running::Limit;
 
 /// `$1` source: size, time and mode.
-const BEGIN: &str = "can_sum || { echo NOSUM; exit; }; [ -d \"$1\" ] && { echo DIRECTORY; exit; }; \
+const BEGIN: &str = "can_sum || echo NOSUM; [ -d \"$1\" ] && { echo DIRECTORY; exit; }; \
     [ -f \"$1\" ] || { ls -d -- \"$1\" >&2; echo NONE; exit; }; \
     echo \"STAT $(stat -L -c \"%s %Y %a\" -- \"$1\" 2>/dev/null || stat -L -f \"%z %m %Lp\" -- \"$1\")\"";
 
@@ -26,9 +29,6 @@ const DATA: &str = "[ \"$2\" = 1 ] && exec cat -- \"$1\"; exec tail -c \"+$2\" -
 
 /// `$1` source.
 const SUMMED: &str = "echo \"SUM $(sum \"$1\")\"";
-
-/// How long a question without data may take.
-const ASK: Duration = Duration::from_secs(60);
 
 /// What the host says of its file.
 struct Stat {
@@ -58,7 +58,7 @@ struct Part {
 
 pub(super) async fn run(
     far: &Far<'_>,
-    source: &str,
+    source: &[u8],
     target: &Path,
     meter: &Meter,
 ) -> Result<Moved, Stop> {
@@ -75,58 +75,60 @@ pub(super) async fn run(
         )));
     }
     let answer = far.ask(BEGIN, &[source], ASK).await?;
-    if answer.get("NOSUM").is_some() {
-        return Err(Stop::Final(far.no_checksum(source)));
+    let can_prove = answer.get("NOSUM").is_none();
+    if !can_prove && far.must_prove {
+        return Err(Stop::Final(far.no_checksum(&shown(source))));
     }
     let Some(stat) = Stat::parse(&answer) else {
         let reason = match answer.get("DIRECTORY") {
             Some(_) => "it is a directory".to_owned(),
             None => format!("the host has no such file: {}", answer.complaint),
         };
-        return Err(Stop::Final(far.failed(source, reason, None)));
+        return Err(Stop::Final(far.failed(&shown(source), reason, None)));
     };
-    let what = format!("{source}\0{}\0{}", stat.size, stat.time_s);
-    let part = open_part(target, &what, stat.size).await;
+    let numbers = format!("\0{}\0{}", stat.size, stat.time_s);
+    let what = [source, numbers.as_bytes()].concat();
+    // What cannot be proved is not gone on with.
+    let most = if can_prove { Some(stat.size) } else { None };
+    let part = open_part(target, &what, most).await;
     let part = part.map_err(local("write beside", target))?;
     let resumed_bytes = part.length;
     let part = fetch(far, source, part, stat.size, meter).await?;
     let sha256 = hex::encode(part.digest.clone().finalize());
-    let answer = far.ask(SUMMED, &[source], sum_limit(stat.size)).await?;
-    let theirs = answer.sha256("SUM").map(str::to_owned);
-    if theirs.as_deref() != Some(sha256.as_str()) {
+    let theirs = if can_prove {
+        let answer = far.ask(SUMMED, &[source], sum_limit(stat.size)).await?;
+        answer.sha256("SUM").map(str::to_owned)
+    } else {
+        None
+    };
+    if can_prove && theirs.as_deref() != Some(sha256.as_str()) {
         // Whatever it is, it is not the file, and must not be gone on with.
         let _: io::Result<()> = fs::remove_file(&part.path);
         let theirs = theirs.unwrap_or_else(|| "no checksum".to_owned());
         let reason =
             format!("what landed is not what the host has: it reads {theirs}, here is {sha256}");
         let hint = "it may have changed meanwhile: try again";
-        return Err(Stop::Final(far.failed(source, reason, Some(hint))));
+        return Err(Stop::Final(far.failed(&shown(source), reason, Some(hint))));
     }
     let (bytes, at) = (part.length, target.to_owned());
     let placed = tokio::task::spawn_blocking(move || place(&part, &at, &stat)).await;
     let placed = placed.unwrap_or_else(|e| Err(io::Error::other(e)));
     placed.map_err(local("put in place", target))?;
-    Ok(Moved {
-        bytes,
-        sha256,
-        resumed_bytes,
-    })
+    Ok(Moved::file(bytes, sha256, resumed_bytes).proved(far, can_prove))
 }
 
 /// Opens what an earlier try left, or a new part file that nobody else can have made.
-async fn open_part(target: &Path, what: &str, size: u64) -> io::Result<Part> {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let name = part_name(
-        &name,
-        &[what.as_bytes(), target.as_os_str().as_encoded_bytes()],
-    );
-    let path = target.with_file_name(name);
+async fn open_part(target: &Path, what: &[u8], most: Option<u64>) -> io::Result<Part> {
+    let name = target.file_name().unwrap_or_default().as_bytes();
+    let name = part_name(name, &[what, target.as_os_str().as_bytes()]);
+    let path = target.with_file_name(OsStr::from_bytes(&name));
     let opened = tokio::task::spawn_blocking(move || {
         let own = |meta: &fs::Metadata| {
             meta.is_file()
                 && meta.uid() == rustix::process::geteuid().as_raw()
-                && meta.len() <= size
+                && most.is_some_and(|most| meta.len() <= most)
         };
+        let size = most.unwrap_or_default();
         if fs::symlink_metadata(&path).is_ok_and(|meta| own(&meta)) {
             let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
             let mut file = OpenOptions::new()
@@ -164,7 +166,7 @@ async fn open_part(target: &Path, what: &str, size: u64) -> io::Result<Part> {
 /// Appends what is missing. What came before a connection was cut stays in the part file.
 async fn fetch(
     far: &Far<'_>,
-    source: &str,
+    source: &[u8],
     part: Part,
     size: u64,
     meter: &Meter,
@@ -176,7 +178,7 @@ async fn fetch(
     let (path, meter) = (part.path.clone(), meter.clone());
     let (to, from) = mpsc::channel(QUEUE * 8);
     let writer = tokio::task::spawn_blocking(move || write(part, from, size, &meter));
-    let arguments = [source, first.as_str()];
+    let arguments = [source, first.as_bytes()];
     let sent = far
         .script(
             DATA,
@@ -188,6 +190,8 @@ async fn fetch(
         .await;
     let written = writer.await.unwrap_or_else(|e| Err(io::Error::other(e)));
     let (part, said) = written.map_err(|source| {
+        // It only takes room, which may be what is missing.
+        let _: io::Result<()> = fs::remove_file(&path);
         Stop::Final(Error::File {
             what: "write",
             path,
@@ -202,7 +206,7 @@ async fn fetch(
             said
         };
         let reason = format!("the host could not read it: {said}");
-        return Err(Stop::Final(far.failed(source, reason, None)));
+        return Err(Stop::Final(far.failed(&shown(source), reason, None)));
     }
     if part.length != size {
         let reason = format!(
@@ -210,7 +214,11 @@ async fn fetch(
             part.length
         );
         let _: io::Result<()> = fs::remove_file(&part.path);
-        return Err(Stop::Final(far.failed(source, reason, Some("try again"))));
+        return Err(Stop::Final(far.failed(
+            &shown(source),
+            reason,
+            Some("try again"),
+        )));
     }
     Ok(part)
 }
@@ -257,9 +265,13 @@ fn place(part: &Part, target: &Path, stat: &Stat) -> io::Result<()> {
         .set_modified(UNIX_EPOCH + Duration::from_secs(stat.time_s.min(1 << 40)))?;
     part.file.sync_all()?;
     fs::rename(&part.path, target)?;
-    let directory = match target.parent() {
+    File::open(parent_of(target))?.sync_all()
+}
+
+/// The directory that a path of this machine is in.
+pub(super) fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    };
-    File::open(directory)?.sync_all()
+    }
 }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::command::{Command, Finished, Input, Output};
+use tokio::sync::mpsc;
+
+use super::QUEUE;
+use crate::command::{Chunk, Command, Finished, Input, Output};
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::hosts::Vm;
@@ -16,10 +19,15 @@ pub(super) const SUM: &str = "sum() { \
     can_sum() { command -v sha256sum >/dev/null 2>&1 || command -v shasum >/dev/null 2>&1 || \
     command -v openssl >/dev/null 2>&1; }; ";
 
+/// How much of standard error is kept of a script whose answer is gathered.
+const MAX_SAID_BYTES: usize = 4096;
+
 /// A host that is logged in to. Bulk data has this connection for itself, so that it stalls nobody.
 pub(crate) struct Far<'a> {
     pub vm: &'a Vm,
     pub connection: Connection,
+    /// Whether a host that makes no checksum gets and gives nothing.
+    pub must_prove: bool,
 }
 
 impl Far<'_> {
@@ -27,19 +35,19 @@ impl Far<'_> {
     pub async fn script(
         &self,
         script: &'static str,
-        arguments: &[&str],
+        arguments: &[impl AsRef<[u8]>],
         input: Input,
         output: Output,
         limit: Limit,
     ) -> Result<Finished, Error> {
         let id = self.vm.id.as_str();
         let mut argv = vec![
-            "/bin/sh".to_owned(),
-            "-c".to_owned(),
-            format!("{SUM}{script}"),
-            "proximity".to_owned(),
+            b"/bin/sh".to_vec(),
+            b"-c".to_vec(),
+            format!("{SUM}{script}").into_bytes(),
+            b"proximity".to_vec(),
         ];
-        argv.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        argv.extend(arguments.iter().map(|argument| argument.as_ref().to_vec()));
         let invalid = |reason: String| Error::InvalidCommand {
             vm: id.to_owned(),
             reason,
@@ -70,7 +78,7 @@ impl Far<'_> {
     pub async fn ask(
         &self,
         script: &'static str,
-        arguments: &[&str],
+        arguments: &[impl AsRef<[u8]>],
         limit: Duration,
     ) -> Result<Answer, Error> {
         let limit = Limit::Total(limit);
@@ -83,6 +91,52 @@ impl Far<'_> {
                 .map(str::to_owned)
                 .collect(),
             complaint: complaint(&finished),
+        })
+    }
+
+    /// A script whose answer may be long: all of its standard output, at most `max` bytes. It may take `limit` as long
+    /// as nothing comes.
+    pub(super) async fn gather(
+        &self,
+        script: &'static str,
+        arguments: &[impl AsRef<[u8]>],
+        input: Input,
+        max: usize,
+        limit: Duration,
+    ) -> Result<Gathered, Error> {
+        let (to, mut from) = mpsc::channel(QUEUE);
+        let gathering = async move {
+            let (mut out, mut said) = (Vec::new(), Vec::new());
+            while let Some(chunk) = from.recv().await {
+                match chunk {
+                    Chunk::Stdout(data) => out.extend_from_slice(&data),
+                    Chunk::Stderr(data) => {
+                        said.extend(data.iter().take(MAX_SAID_BYTES.saturating_sub(said.len())));
+                    }
+                }
+                if out.len() > max {
+                    // Nobody listens from here on, which ends the script.
+                    return None;
+                }
+            }
+            Some((out, said))
+        };
+        let running = self.script(
+            script,
+            arguments,
+            input,
+            Output::Stream(to),
+            Limit::Idle(limit),
+        );
+        let (gathered, finished) = tokio::join!(gathering, running);
+        let Some((out, said)) = gathered else {
+            let reason = format!("the host answers with more than {max} bytes");
+            return Err(self.failed("its answer", reason, None));
+        };
+        Ok(Gathered {
+            exit_code: finished?.exit_code,
+            out,
+            complaint: first_line(&said),
         })
     }
 
@@ -104,6 +158,22 @@ impl Far<'_> {
             Some("install coreutils there"),
         )
     }
+}
+
+/// All that a script printed.
+pub(super) struct Gathered {
+    pub out: Vec<u8>,
+    pub exit_code: i32,
+    /// The first of standard error, for people; may be empty.
+    pub complaint: String,
+}
+
+/// The first line that says something; the causes come before the summary.
+pub(super) fn first_line(said: &[u8]) -> String {
+    let text = String::from_utf8_lossy(said);
+    let line = text.lines().find(|line| !line.trim().is_empty());
+    let line = line.unwrap_or_default().chars();
+    line.filter(|c| !c.is_control()).take(300).collect()
 }
 
 /// What a script printed.

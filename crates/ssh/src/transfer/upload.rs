@@ -11,13 +11,16 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot};
 
 use super::far::{Far, complaint};
-use super::{IDLE, Meter, Moved, PIECE_BYTES, Progress, QUEUE, Stop, digest_of, part_name};
+use super::tree::shown;
+use super::{
+    IDLE, Meter, Moved, PIECE_BYTES, Progress, QUEUE, Stop, digest_of, directory_of, part_name,
+};
 use crate::command::{Input, Output};
 use crate::error::Error;
 use crate::running::Limit;
 
 /// `$1` target, `$2` part. A part that is not our own plain file is nobody's beginning.
-const BEGIN: &str = "can_sum || { echo NOSUM; exit; }; \
+const BEGIN: &str = "can_sum || echo NOSUM; \
     [ -d \"$1\" ] && { echo DIRECTORY; exit; }; \
     if [ -f \"$2\" ] && [ ! -L \"$2\" ] && [ -O \"$2\" ]; then \
     echo \"PART $(wc -c <\"$2\")\"; echo \"SUM $(sum \"$2\")\"; else echo NEW; fi";
@@ -31,7 +34,7 @@ const MORE: &str = "umask 077; [ ! -L \"$1\" ] && [ -O \"$1\" ] && cat >>\"$1\""
 /// `$1` part.
 const DISCARD: &str = "rm -f -- \"$1\"";
 
-/// `$1` part, `$2` target, `$3` its directory, `$4` SHA-256, `$5` mode, `$6` time in seconds since 1970.
+/// `$1` part, `$2` target, `$3` its directory, `$4` SHA-256 (empty where none can be made), `$5` mode, `$6` time in seconds since 1970.
 const COMMIT: &str = "s=$(sum \"$1\"); case $s in *\"$4\"*) ;; *) echo \"SUM $s\"; rm -f -- \"$1\"; exit;; esac; \
     [ -d \"$2\" ] && { echo DIRECTORY; exit; }; \
     chmod \"$5\" \"$1\" && touch -d \"@$6\" \"$1\" || exit 1; \
@@ -40,7 +43,7 @@ const COMMIT: &str = "s=$(sum \"$1\"); case $s in *\"$4\"*) ;; *) echo \"SUM $s\
     sync \"$3\" 2>/dev/null || sync; echo DONE";
 
 /// How long a question without data may take.
-const ASK: Duration = Duration::from_secs(60);
+pub(super) const ASK: Duration = Duration::from_secs(60);
 /// How many bytes a second a host reads at least when it makes a checksum.
 const SLOWEST_SUM: u64 = 20 * 1024 * 1024;
 
@@ -58,8 +61,8 @@ struct ReadAll {
 pub(super) async fn run(
     far: &Far<'_>,
     source: &Path,
-    target: &str,
-    name: &str,
+    target: &[u8],
+    name: &[u8],
     meter: &Meter,
 ) -> Result<Moved, Stop> {
     let local = |what: &'static str| {
@@ -82,7 +85,7 @@ pub(super) async fn run(
         )));
     }
     let (directory, part) = places(source, target, name, &meta);
-    let there = begin(far, target, &part, meta.len()).await?;
+    let (there, can_prove) = begin(far, target, &part, meta.len()).await?;
     let begun = prefix(source, meta.len(), there)
         .await
         .map_err(local("read"))?;
@@ -93,7 +96,7 @@ pub(super) async fn run(
         || after.mtime() != meta.mtime()
         || after.mtime_nsec() != meta.mtime_nsec()
     {
-        let _: Result<_, _> = far.ask(DISCARD, &[&part], ASK).await;
+        let _: Result<_, _> = far.ask(DISCARD, &[part.as_slice()], ASK).await;
         let reason = "it changed while it was read; the target is as it was";
         return Err(Stop::Final(far.failed(
             &source.display().to_string(),
@@ -101,49 +104,53 @@ pub(super) async fn run(
             None,
         )));
     }
-    commit(far, (target, directory, &part), &read, &meta).await?;
-    Ok(Moved {
-        bytes: read.bytes,
-        sha256: read.sha256,
-        resumed_bytes: resumed,
-    })
+    let sum = if can_prove { read.sha256.as_str() } else { "" };
+    commit(far, (target, directory, &part), (sum, read.bytes), &meta).await?;
+    Ok(Moved::file(read.bytes, read.sha256, resumed).proved(far, can_prove))
 }
 
 /// The target's directory, and the part file in it.
-fn places<'a>(source: &Path, target: &'a str, name: &str, meta: &Metadata) -> (&'a str, String) {
-    let directory = match target.rsplit_once('/') {
-        Some(("", _)) => "/",
-        Some((directory, _)) => directory,
-        None => ".",
-    };
+fn places<'a>(
+    source: &Path,
+    target: &'a [u8],
+    name: &[u8],
+    meta: &Metadata,
+) -> (&'a [u8], Vec<u8>) {
+    let directory = directory_of(target);
     let times = format!("{}\0{}", meta.mtime(), meta.mtime_nsec());
     let numbers = format!("{}\0{}\0{times}", meta.len(), meta.ino());
     let what = [
         source.as_os_str().as_encoded_bytes(),
         numbers.as_bytes(),
-        target.as_bytes(),
+        target,
     ];
-    let part = format!("{directory}/{}", part_name(name, &what));
+    let part = [directory, b"/", &part_name(name, &what)].concat();
     (directory, part)
 }
 
-/// What is there of an earlier try: its length and its digest.
+/// What is there of an earlier try: its length and its digest. And whether the host makes checksums.
 async fn begin(
     far: &Far<'_>,
-    target: &str,
-    part: &str,
+    target: &[u8],
+    part: &[u8],
     size: u64,
-) -> Result<Option<(u64, String)>, Stop> {
+) -> Result<(Option<(u64, String)>, bool), Stop> {
     let answer = far.ask(BEGIN, &[target, part], sum_limit(size)).await?;
-    if answer.get("NOSUM").is_some() {
-        return Err(Stop::Final(far.no_checksum(target)));
+    let can_prove = answer.get("NOSUM").is_none();
+    if !can_prove && far.must_prove {
+        return Err(Stop::Final(far.no_checksum(&shown(target))));
     }
     if answer.get("DIRECTORY").is_some() {
         let hint = Some("name the file in it");
-        return Err(Stop::Final(far.failed(target, "it is a directory", hint)));
+        return Err(Stop::Final(far.failed(
+            &shown(target),
+            "it is a directory",
+            hint,
+        )));
     }
     let length = answer.get("PART").and_then(|length| length.parse().ok());
-    Ok(length.zip(answer.sha256("SUM").map(str::to_owned)))
+    let there = length.zip(answer.sha256("SUM").map(str::to_owned));
+    Ok((there, can_prove))
 }
 
 /// The hash of what is there already, if it is the beginning of the source; otherwise of nothing.
@@ -220,7 +227,7 @@ fn read(
 async fn send(
     far: &Far<'_>,
     source: &Path,
-    part: &str,
+    part: &[u8],
     begun: (Sha256, u64),
     size: u64,
     meter: &Meter,
@@ -236,7 +243,7 @@ async fn send(
         // A part that cannot be finished only takes room, which may be what is missing.
         let _: Result<_, _> = far.ask(DISCARD, &[part], ASK).await;
         let hint = "look at the room and the permissions of its directory on the host";
-        return Err(Stop::Final(far.failed(part, reason, Some(hint))));
+        return Err(Stop::Final(far.failed(&shown(part), reason, Some(hint))));
     }
     let read = all.await.unwrap_or_else(|e| Err(io::Error::other(e)));
     read.map_err(|e| {
@@ -251,14 +258,16 @@ async fn send(
 /// The host reads the part a second time; only what has our digest takes the target's place.
 async fn commit(
     far: &Far<'_>,
-    (target, directory, part): (&str, &str, &str),
-    read: &ReadAll,
+    (target, directory, part): (&[u8], &[u8], &[u8]),
+    (sum, bytes): (&str, u64),
     meta: &Metadata,
 ) -> Result<(), Stop> {
     let mode = format!("{:o}", meta.permissions().mode() & 0o7777);
     let time = meta.mtime().to_string();
-    let arguments = [part, target, directory, &read.sha256, &mode, &time];
-    let answer = far.ask(COMMIT, &arguments, sum_limit(read.bytes)).await;
+    let texts = [mode.as_bytes(), time.as_bytes()];
+    let [mode, time] = texts;
+    let arguments = [part, target, directory, sum.as_bytes(), mode, time];
+    let answer = far.ask(COMMIT, &arguments, sum_limit(bytes)).await;
     // From here on a lost connection may have left the new file in place.
     let answer = answer.map_err(|error| match error {
         Error::OutcomeUnknown { vm, reason } => Stop::Final(Error::OutcomeUnknown {
@@ -272,14 +281,13 @@ async fn commit(
     }
     let reason = if answer.get("SUM").is_some() {
         format!(
-            "what landed is not what was sent: the host reads {}, sent was {}",
+            "what landed is not what was sent: the host reads {}, sent was {sum}",
             answer.sha256("SUM").unwrap_or("no checksum"),
-            read.sha256
         )
     } else if answer.get("DIRECTORY").is_some() {
         "it is a directory".to_owned()
     } else {
         format!("the host could not put it in place: {}", answer.complaint)
     };
-    Err(Stop::Final(far.failed(target, reason, None)))
+    Err(Stop::Final(far.failed(&shown(target), reason, None)))
 }

@@ -5,7 +5,9 @@
 mod agent;
 mod certificates;
 mod ending;
+mod evidence;
 mod exec;
+mod faults;
 mod jump;
 mod keys;
 mod parsers;
@@ -15,4 +17,5 @@ mod ssh_config;
 mod sshd;
 mod terminal;
 mod transfer;
+mod tree;
 mod trust;

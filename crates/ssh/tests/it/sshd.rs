@@ -137,6 +137,33 @@ impl Sshd {
         Remote::new(hosts, log, "tester")
     }
 
+    /// The processes that serve connections: descendants of this server that are servers themselves.
+    pub fn sessions(&self) -> Vec<u32> {
+        let mut family = vec![self.child.id()];
+        let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| {
+                let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+                let (name, rest) = stat.rsplit_once(") ")?;
+                let parent = rest.split(' ').nth(1)?.parse().ok()?;
+                name.contains("(sshd").then_some((pid, parent))
+            })
+            .collect();
+        let mut at = 0;
+        while let Some(of) = family.get(at).copied() {
+            family.extend(
+                parents
+                    .iter()
+                    .filter(|(_, parent)| *parent == of)
+                    .map(|(pid, _)| *pid),
+            );
+            at += 1;
+        }
+        family.remove(0);
+        family
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }

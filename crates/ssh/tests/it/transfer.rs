@@ -149,11 +149,38 @@ async fn what_cannot_be_is_refused_and_leaves_the_target() {
     assert!(parts(sshd.dir.path()).is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_leaves_the_old_file() {
+/// What is mounted is mounted in a namespace of the test's own, with its server in it.
+#[test]
+fn a_full_disk_leaves_the_old_file() {
     if !can_run() {
         return;
     }
+    let ran = Process::new("unshare")
+        .args(["--mount", "--propagation", "private"])
+        .arg(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "transfer::with_a_full_disk",
+            "--ignored",
+            "--nocapture",
+        ])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    let complained = String::from_utf8_lossy(&ran.stderr);
+    if complained.contains("unshare failed") {
+        println!("SKIPPED: a full disk needs a mount namespace: {complained}");
+        return;
+    }
+    assert!(
+        ran.status.success() && said.contains("1 passed"),
+        "{said}{complained}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a child of a_full_disk_leaves_the_old_file"]
+async fn with_a_full_disk() {
     let sshd = Sshd::start("");
     let remote = sshd.remote().await;
     let small = sshd.path("small");
@@ -162,10 +189,7 @@ async fn a_full_disk_leaves_the_old_file() {
         .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
         .arg(&small)
         .status();
-    if !mounted.unwrap().success() {
-        println!("SKIPPED: a full disk needs the right to mount");
-        return;
-    }
+    assert!(mounted.unwrap().success());
     fs::write(small.join("x"), "old").unwrap();
     fill(&sshd.path("source"), 4_000_000);
     let error = up(&remote, &sshd.path("source"), &small.join("x"))
@@ -175,7 +199,33 @@ async fn a_full_disk_leaves_the_old_file() {
     let here = down(&remote, &sshd.path("source"), &small.join("y"))
         .await
         .unwrap_err();
+    // The same for a directory.
+    fs::create_dir(sshd.path("tree")).unwrap();
+    fill(&sshd.path("tree/a"), 3_000_000);
+    fs::create_dir(small.join("old")).unwrap();
+    let (tree, to) = (sshd.path("tree"), small.join("old"));
+    let far = to.to_str().unwrap();
+    let tree_error = remote
+        .upload_tree("vm01", &tree, far, |_| {})
+        .await
+        .unwrap_err();
+    let from = tree.to_str().unwrap();
+    let tree_here = remote
+        .download_tree("vm01", from, &to, |_| {})
+        .await
+        .unwrap_err();
+    let tree_left = parts(&small);
     let unmounted = Process::new("umount").arg(&small).status();
+    // `tar` says "No space left" or how little it could write.
+    assert!(
+        tree_error.to_string().contains("could not write it"),
+        "{tree_error}"
+    );
+    assert!(
+        tree_here.to_string().contains("cannot write"),
+        "{tree_here}"
+    );
+    assert!(tree_left.is_empty(), "{tree_left:?}");
     assert!(error.to_string().contains("No space left"), "{error}");
     assert!(here.to_string().contains("cannot write"), "{here}");
     assert_eq!((left, old), (Vec::new(), b"old".to_vec()));
@@ -272,4 +322,33 @@ async fn without_a_checksum_nothing_is_transferred() {
         assert!(error.to_string().contains("sha256sum"), "{error}");
     }
     assert!(!sshd.path("far").exists() && !sshd.path("back").exists());
+    // Whoever does not want it proved gets it, and is told.
+    let remote = sshd.remote_with("", ", verify_checksum: false").await;
+    let sent = up(&remote, &sshd.path("source"), &sshd.path("far")).await;
+    assert!(
+        matches!(&sent, Err(e) if e.to_string().contains("put it in place")),
+        "a host without chmod and touch: {sent:?}"
+    );
+    let got = down(&remote, &sshd.path("source"), &sshd.path("back"))
+        .await
+        .unwrap();
+    assert!(got.warnings[0].contains("a second time"), "{got:?}");
+    for program in ["chmod", "touch", "sync"] {
+        let found = Path::new("/usr/bin").join(program);
+        std::os::unix::fs::symlink(found, sshd.path("bin").join(program)).unwrap();
+    }
+    let sent = up(&remote, &sshd.path("source"), &sshd.path("far"))
+        .await
+        .unwrap();
+    assert!(sent.warnings[0].contains("a second time"), "{sent:?}");
+    assert_eq!(
+        fs::read(sshd.path("far")).unwrap(),
+        fs::read(sshd.path("back")).unwrap()
+    );
+    let other = Sshd::start("");
+    let remote = other.remote_with("", ", verify_checksum: false").await;
+    let sent = up(&remote, &sshd.path("source"), &other.path("far"))
+        .await
+        .unwrap();
+    assert!(sent.warnings[0].contains("all the same"), "{sent:?}");
 }
