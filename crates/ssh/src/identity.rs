@@ -245,11 +245,16 @@ fn read_key(path: &Path) -> Result<PrivateKey, Unusable> {
     }
 }
 
-/// The certificate beside a key: `KEY-cert.pub`.
-fn certificate(path: &Path, key: &PrivateKey) -> Result<Option<Certificate>, String> {
-    let mut name = path.as_os_str().to_owned();
+/// Where the certificate of a key is: `KEY-cert.pub`.
+pub(crate) fn certificate_path(key: &Path) -> PathBuf {
+    let mut name = key.as_os_str().to_owned();
     name.push("-cert.pub");
-    let path = PathBuf::from(name);
+    PathBuf::from(name)
+}
+
+/// The certificate beside a key.
+fn certificate(path: &Path, key: &PrivateKey) -> Result<Option<Certificate>, String> {
+    let path = certificate_path(path);
     let large = fs::metadata(&path).is_ok_and(|meta| meta.len() > MAX_KEY_BYTES);
     if large {
         return Err(format!("{} is too large for a certificate", path.display()));

@@ -433,12 +433,19 @@ fn busy(vm: &Vm) -> Error {
 
 /// What a connection was opened with: the way, and the state of the files that vouch for it.
 fn key(vm: &Vm, hosts: &Hosts) -> String {
-    let mut key = stamp(&hosts.settings.known_hosts);
+    let mut key = String::new();
     let mut at = Some(vm);
     while let Some(hop) = at {
         let file = identity::key_path(hop, &hosts.settings);
         let (user, address) = (&hop.user, hop.address());
-        let words = [user, &address, &file.display().to_string(), &stamp(&file)];
+        let words = [
+            user,
+            &address,
+            &file.display().to_string(),
+            &stamp(&file),
+            &stamp(&identity::certificate_path(&file)),
+            &stamp(hop.known_hosts(&hosts.settings)),
+        ];
         for word in words {
             key.push('\0');
             key.push_str(word);

@@ -11,7 +11,7 @@ use super::files::{Files, read_bounded};
 use super::fingerprint;
 use super::rotation::State;
 use crate::hosts::{Hosts, Settings, Vm};
-use crate::identity::{self, key_path};
+use crate::identity::{self, certificate_path, key_path};
 
 const SECONDS_A_DAY: i64 = 24 * 3600;
 
@@ -156,9 +156,7 @@ fn written(path: &Path) -> Option<Timestamp> {
 }
 
 fn certificate_end(path: &Path) -> Option<String> {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-cert.pub");
-    let text = read_bounded(Path::new(&name)).ok()?;
+    let text = read_bounded(&certificate_path(path)).ok()?;
     let certificate = Certificate::from_openssh(text.trim()).ok()?;
     let end = i64::try_from(certificate.valid_before()).ok()?;
     Timestamp::from_second(end).ok().map(|end| end.to_string())
