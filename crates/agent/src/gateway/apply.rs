@@ -223,7 +223,7 @@ impl<S: System> Gateway<S> {
         }
         self.set_kernel(&state.network, &mut progress);
         self.load_firewall(state, &mut progress).await;
-        let restored = leases::restore(&self.paths, &state);
+        let restored = leases::restore(&self.paths, state);
         if progress.note("leases", restored) == Some(true) {
             progress.changed("leases", "restored");
         }
