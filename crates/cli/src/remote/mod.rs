@@ -162,7 +162,8 @@ pub fn hosts(config: Option<&Path>, ssh_config: Option<Option<PathBuf>>) -> Resu
             return Err(Failure::local(what));
         }
     };
-    let home = std::env::var_os("HOME").map(PathBuf::from);
+    // Of the user's entry in passwd where HOME is not set, as for services.
+    let home = std::env::home_dir();
     let ssh_config = match (ssh_config, &home) {
         (None, _) => None,
         (Some(Some(file)), _) => Some(file),

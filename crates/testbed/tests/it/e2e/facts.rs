@@ -24,7 +24,8 @@ find /var/lib/proximity /etc/proximity /var/lib/lxc /var/lib/misc -maxdepth 3 -p
 /// The appliance's files, leases, sockets of routes and rules.
 const APPLIANCE: &str = r#"
 section() { sed "s|^|appliance $1: |"; }
-find /var/lib/proximity /run/proximity /etc/proximity -printf '%y %p\n' | section file
+# Whether the last change of the state has a file of its own is the relay's business.
+find /var/lib/proximity /run/proximity /etc/proximity ! -name gateway.changes -printf '%y %p\n' | section file
 cat /var/lib/proximity/dnsmasq.leases | section lease
 cat /etc/proximity/* /etc/nftables.conf 2>/dev/null | section text
 # Who has asked or connected in the last minute stands in the sets of limits.
