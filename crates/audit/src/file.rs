@@ -137,6 +137,11 @@ impl LogFile {
         }
         next.path.clone_from(&self.path);
         *self = next;
+        Ok(())
+    }
+
+    /// Has what became of the log's name on the disk.
+    pub fn sync_name(&self) -> Result<(), Error> {
         sync_directory(&self.path).map_err(|e| Error::io("sync the directory of", &self.path, e))
     }
 

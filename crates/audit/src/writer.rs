@@ -271,6 +271,9 @@ impl Writer {
             return;
         }
         self.settle();
+        if self.stopped.is_some() {
+            return;
+        }
         self.rotate_at = match self.hand_over() {
             Ok(()) => self.rotate_bytes,
             Err(_) => self.file.len().saturating_add(self.rotate_bytes / 8),
@@ -295,9 +298,14 @@ impl Writer {
         next.append(&line).map_err(refused)?;
         next.sync().map_err(refused)?;
         self.file.hand_over(next, &aside)?;
+        // From here on the chain goes on in the successor, whatever else fails.
         self.tell(&line);
         self.head = head;
         self.heads.send_replace(head);
+        if let Err(error) = self.file.sync_name() {
+            // A power cut could bring the older file back under the name, and what follows would be lost.
+            self.stop(&error);
+        }
         Ok(())
     }
 

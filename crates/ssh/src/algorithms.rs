@@ -20,6 +20,16 @@ const KEX: &[kex::Name] = &[
     kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
 ];
 
+/// Where the processor does AES itself: several times as fast as ChaCha20 on both sides, and as safe.
+const CIPHERS_OF_HARDWARE: &[cipher::Name] = &[
+    cipher::AES_256_GCM,
+    cipher::AES_128_GCM,
+    cipher::CHACHA20_POLY1305,
+    cipher::AES_256_CTR,
+    cipher::AES_128_CTR,
+];
+
+/// Elsewhere AES in software is slow, and its time may tell of its key.
 const CIPHERS: &[cipher::Name] = &[
     cipher::CHACHA20_POLY1305,
     cipher::AES_256_GCM,
@@ -27,6 +37,21 @@ const CIPHERS: &[cipher::Name] = &[
     cipher::AES_256_CTR,
     cipher::AES_128_CTR,
 ];
+
+fn ciphers() -> &'static [cipher::Name] {
+    #[cfg(target_arch = "x86_64")]
+    let hardware =
+        std::is_x86_feature_detected!("aes") && std::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    let hardware = std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let hardware = false;
+    if hardware {
+        CIPHERS_OF_HARDWARE
+    } else {
+        CIPHERS
+    }
+}
 
 /// Those that sign the ciphertext, without which counter mode would not be good enough.
 const MACS: &[mac::Name] = &[mac::HMAC_SHA512_ETM, mac::HMAC_SHA256_ETM];
@@ -67,7 +92,7 @@ pub fn preferred(keys: Vec<Algorithm>, certificates: Vec<Algorithm>) -> Preferre
         kex: Cow::Borrowed(KEX),
         key: Cow::Owned(keys),
         host_key_certificates: Cow::Owned(certificates),
-        cipher: Cow::Borrowed(CIPHERS),
+        cipher: Cow::Borrowed(ciphers()),
         mac: Cow::Borrowed(MACS),
         compression: Cow::Borrowed(COMPRESSION),
     }

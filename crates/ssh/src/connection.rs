@@ -540,11 +540,10 @@ impl Login<'_> {
             Ok(AuthResult::Failure {
                 partial_success: true,
                 ..
-            }) => Err(Error::Login {
+            }) => Err(Error::SecondFactor {
                 vm: self.vm.id.to_string(),
                 address: self.vm.address(),
                 user: self.vm.user.clone(),
-                reason: "the key was taken, but the server wants a second factor, which only a person can give".to_owned(),
             }),
             Ok(AuthResult::Failure {
                 remaining_methods, ..

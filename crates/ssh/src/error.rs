@@ -113,6 +113,18 @@ pub enum Error {
         /// What was tried, and what the server would take.
         reason: String,
     },
+    /// The server took a key, which is not enough for it.
+    #[error(
+        "{vm}: {address} did not let {user} in: the key was taken, but the server wants a second factor, which only a person can give"
+    )]
+    SecondFactor {
+        /// The host id.
+        vm: String,
+        /// Host and port.
+        address: String,
+        /// The user of the login.
+        user: String,
+    },
     /// A deadline passed before the command began.
     #[error("{vm}: the deadline of {limit_ms} ms passed while {phase}")]
     Deadline {
@@ -178,6 +190,41 @@ impl Error {
         matches!(self, Self::OutcomeUnknown { .. })
     }
 
+    /// The host id that it is about, as far as it is about one.
+    fn vm(&self) -> &str {
+        match self {
+            Self::Refused { vm, .. }
+            | Self::InvalidCommand { vm, .. }
+            | Self::Audit { vm, .. }
+            | Self::Connect { vm, .. }
+            | Self::Handshake { vm, .. }
+            | Self::WeakServer { vm, .. }
+            | Self::HostKey { vm, .. }
+            | Self::Identity { vm, .. }
+            | Self::Keys { vm, .. }
+            | Self::Login { vm, .. }
+            | Self::SecondFactor { vm, .. }
+            | Self::Deadline { vm, .. }
+            | Self::NotStarted { vm, .. }
+            | Self::OutcomeUnknown { vm, .. }
+            | Self::Transfer { vm, .. } => vm,
+            Self::File { .. } | Self::Content { .. } => "",
+        }
+    }
+
+    /// The same at the end of several tries: what an earlier one may have done is not undone by a later one that
+    /// could not even begin.
+    #[must_use]
+    pub(crate) fn after(self, an_earlier_try_may_have_run: bool) -> Self {
+        if !an_earlier_try_may_have_run || self.may_have_run() {
+            return self;
+        }
+        Self::OutcomeUnknown {
+            vm: self.vm().to_owned(),
+            reason: format!("an earlier try may have run, and the last one ended so: {self}"),
+        }
+    }
+
     /// Whether trying again can help and is safe: nothing can have run, and the cause may pass.
     pub fn is_passing(&self) -> bool {
         matches!(
@@ -199,6 +246,7 @@ impl Error {
             Self::Identity { .. } => "no_usable_key",
             Self::Keys { .. } => "key_management",
             Self::Login { .. } => "login_refused",
+            Self::SecondFactor { .. } => "second_factor",
             Self::Deadline { .. } => "deadline",
             Self::NotStarted { .. } => "not_started",
             Self::OutcomeUnknown { .. } => "outcome_unknown",
@@ -231,6 +279,9 @@ impl Error {
             Self::Login { vm, user, .. } => format!(
                 "put the public key into ~{user}/.ssh/authorized_keys on the host, or name another key with vms.{vm}.key_file"
             ),
+            Self::SecondFactor { .. } => {
+                "let keys be enough for this user: AuthenticationMethods of its sshd_config".to_owned()
+            }
             Self::Deadline { phase, .. } => format!(
                 "nothing ran; if {phase} is slow there, raise remote_execution.connect_timeout"
             ),
@@ -243,5 +294,22 @@ impl Error {
             Self::Transfer { hint, .. } => return hint.clone(),
         };
         Some(hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_have_run_stays_unknown_whatever_comes_later() {
+        let refused = || Error::NotStarted {
+            vm: "vm01".into(),
+            reason: "no".into(),
+        };
+        assert!(!refused().after(false).may_have_run());
+        let unknown = refused().after(true);
+        assert!(unknown.may_have_run());
+        assert!(unknown.to_string().contains("vm01"), "{unknown}");
     }
 }

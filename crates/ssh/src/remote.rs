@@ -183,6 +183,10 @@ impl Remote {
         // On a connection that is there already the far side gets ready while the record goes to the disk. It gets its
         // order afterwards, or never.
         let early = async {
+            if supervisor::other_user(&vm.user, command.as_user()).is_some() {
+                // To become another user is to run a program.
+                return None;
+            }
             let leased = self.pool.kept(vm, &self.hosts, sharing).await?;
             Ready::on(leased, vm, command).await.ok()
         };
@@ -196,7 +200,7 @@ impl Remote {
         let began = Instant::now();
         let limit = Limit::Total(command.timeout.unwrap_or(self.hosts.settings.timeout));
         let retry = command.retry.unwrap_or(self.hosts.settings.retry);
-        let mut attempts = 0;
+        let (mut attempts, mut ran) = (0, false);
         let ended = loop {
             attempts += 1;
             let mut used_up = false;
@@ -214,9 +218,10 @@ impl Remote {
                 }
             };
             let Err(error) = &ended else { break ended };
+            ran |= error.may_have_run();
             let may_repeat = error.is_passing() || (error.may_have_run() && command.may_run_twice);
             if !may_repeat || used_up || attempts > retry {
-                break ended;
+                break ended.map_err(|error| error.after(ran));
             }
             tokio::time::sleep(wait_before(attempts)).await;
         };

@@ -22,7 +22,7 @@ use crate::command::{Chunk, Command, Finished, Input, Output};
 use crate::error::Error;
 use crate::evidence::Transcript;
 use crate::stream::Stream;
-use crate::supervisor::{Marks, Watch, exec_line, order_line, watched_line};
+use crate::supervisor::{Marks, Watch, exec_line, order_line, unwatched_line, watched_line};
 use crate::warden::Ward;
 
 /// How long the far side has to end a tree after a deadline: two seconds of asking, then force.
@@ -86,6 +86,8 @@ struct Running<'a> {
     ward: Option<Ward>,
     /// The command's first process, 0 until it is known.
     process: Arc<AtomicU32>,
+    /// Whether its watcher passes its standard input on.
+    framed: bool,
     stdout: Stream,
     stderr: Stream,
     output: Output,
@@ -98,25 +100,12 @@ struct Running<'a> {
     reader_gone: bool,
 }
 
-/// Runs a command on an open channel, with a watcher of its own. `login` is the user that logged in.
-pub(crate) async fn run(
-    vm: &str,
-    login: &str,
-    channel: Channel<Msg>,
-    command: &Command,
-    input: Input,
-    output: Output,
-    limit: Limit,
-) -> Result<Finished, Error> {
-    let begun = Begun::on(vm, login, channel, command, None).await?;
-    begun.run(command, input, output, limit).await
-}
-
 /// A channel whose far side waits for its order. Nothing runs before that has come.
 pub(crate) struct Begun<'a> {
     vm: &'a str,
     marks: Marks,
     ward: Option<Ward>,
+    watch: Watch,
     channel: Channel<Msg>,
 }
 
@@ -130,30 +119,56 @@ impl<'a> Begun<'a> {
         command: &Command,
         ward: Option<Ward>,
     ) -> Result<Self, Error> {
-        let (marks, line) = match &ward {
-            Some(ward) => (ward.marks.clone(), watched_line(ward.shell_is_posix())),
-            None => {
-                let marks = Marks::new().map_err(|e| Error::NotStarted {
-                    vm: vm.to_owned(),
-                    reason: format!("no random bytes: {e}"),
-                })?;
-                (marks, exec_line(login, command.as_user()))
-            }
+        let (marks, line, watch) = match &ward {
+            Some(ward) => (
+                ward.marks.clone(),
+                watched_line(ward.shell_is_posix()),
+                ward.watch(),
+            ),
+            None => (
+                new_marks(vm)?,
+                exec_line(login, command.as_user()),
+                Watch::Own,
+            ),
         };
-        channel
-            .exec(true, line)
-            .await
-            .map_err(|_| Error::Handshake {
-                vm: vm.to_owned(),
-                address: vm.to_owned(),
-                reason: "the connection broke before the order was sent".to_owned(),
-            })?;
-        Ok(Self {
+        let begun = Self {
             vm,
             marks,
             ward,
+            watch,
             channel,
-        })
+        };
+        begun.ask(line).await
+    }
+
+    /// The same for a command that does nothing but take its standard input, as it is and to its end. It needs no
+    /// watcher.
+    pub async fn fed(
+        vm: &'a str,
+        login: &str,
+        channel: Channel<Msg>,
+        command: &Command,
+    ) -> Result<Self, Error> {
+        let begun = Self {
+            vm,
+            marks: new_marks(vm)?,
+            ward: None,
+            watch: Watch::Input,
+            channel,
+        };
+        begun.ask(unwatched_line(login, command.as_user())).await
+    }
+
+    async fn ask(self, line: String) -> Result<Self, Error> {
+        self.channel
+            .exec(true, line)
+            .await
+            .map_err(|_| Error::Handshake {
+                vm: self.vm.to_owned(),
+                address: self.vm.to_owned(),
+                reason: "the connection broke before the order was sent".to_owned(),
+            })?;
+        Ok(self)
     }
 
     /// Runs the command to its end.
@@ -174,13 +189,13 @@ impl<'a> Begun<'a> {
             process: Arc::clone(&process),
         };
         let has_input = !matches!(input, Input::None);
-        let watch = self.ward.as_ref().map_or(Watch::Own, Ward::watch);
-        let order = order_line(command.order(has_input), &self.marks, watch);
+        let order = order_line(command.order(has_input), &self.marks, self.watch);
         let mut running = Running {
             vm: self.vm,
             marks: self.marks,
             ward: self.ward,
             process,
+            framed: self.watch == Watch::Own,
             stdout: Stream::new(),
             stderr: Stream::new(),
             output,
@@ -206,7 +221,14 @@ impl<'a> Begun<'a> {
     }
 }
 
-/// Sends the order and then standard input: as it is to what a warden watches; else in frames, which are their length
+fn new_marks(vm: &str) -> Result<Marks, Error> {
+    Marks::new().map_err(|e| Error::NotStarted {
+        vm: vm.to_owned(),
+        reason: format!("no random bytes: {e}"),
+    })
+}
+
+/// Sends the order and then standard input: as it is where no watcher of its own reads it; else in frames, which are their length
 /// in decimal, a newline, the bytes, and 0 is the end.
 async fn send(
     write: &ChannelWriteHalf<Msg>,
@@ -262,7 +284,7 @@ impl Running<'_> {
         let mut limit = deadline;
         let mut moved = false;
         let mut sent = false;
-        let sending = send(write, order, input, self.ward.is_none());
+        let sending = send(write, order, input, self.framed);
         tokio::pin!(sending);
         loop {
             if self.closed || self.lost || self.refused {
@@ -307,7 +329,7 @@ impl Running<'_> {
 
     async fn end_tree(&mut self, write: &ChannelWriteHalf<Msg>) {
         let told = match &self.ward {
-            // Its own watcher takes the end of the channel's input for the order.
+            // Its own watcher takes the end of the channel's input for the order; who has none ends with it.
             None => write.eof().await.is_ok(),
             Some(ward) => ward.end(self.process.load(Ordering::Relaxed)).await,
         };

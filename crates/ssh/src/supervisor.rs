@@ -55,6 +55,8 @@ pub(crate) enum Watch {
     Warden(u32),
     /// The terminal itself, which hangs up when its connection goes.
     Terminal,
+    /// Nobody: it does nothing but take its standard input, and ends with that, so also with its connection.
+    Input,
 }
 
 impl Marks {
@@ -206,8 +208,8 @@ pub(crate) fn exec_line(login: &str, user: Option<&str>) -> String {
     format!("exec {become_user}/bin/sh -c '{ENDING}{WATCHER}{MAIN}'")
 }
 
-/// What is asked of sshd for a program in a terminal.
-pub(crate) fn terminal_line(login: &str, user: Option<&str>) -> String {
+/// What is asked of sshd for a program that needs no watcher: one in a terminal, or one that ends with its input.
+pub(crate) fn unwatched_line(login: &str, user: Option<&str>) -> String {
     format!(
         "exec {}/bin/sh -c '{WATCHED_MAIN}'",
         become_user(login, user)
@@ -269,7 +271,7 @@ pub(crate) fn order_line(order: Order<'_>, marks: &Marks, watch: Watch) -> Zeroi
             "ulimit -S -m $(({}+$$)) 2>/dev/null;kill -0 {process} 2>/dev/null||{{ echo \"$k G\";exit 125;}};",
             marks.limit_kib
         ),
-        Watch::Terminal => Ok(()),
+        Watch::Terminal | Watch::Input => Ok(()),
     };
     line.extend_from_slice(head.as_bytes());
     if let Some(cwd) = order.cwd {
@@ -293,7 +295,9 @@ pub(crate) fn order_line(order: Order<'_>, marks: &Marks, watch: Watch) -> Zeroi
         line.push(b';');
     }
     line.extend_from_slice(match watch {
-        Watch::Own => b"export PROXIMITY_RUN=$k;echo \"$k S\";echo \"$k S\">&2;exec ".as_slice(),
+        Watch::Own | Watch::Input => {
+            b"export PROXIMITY_RUN=$k;echo \"$k S\";echo \"$k S\">&2;exec ".as_slice()
+        }
         Watch::Warden(_) => {
             b"export PROXIMITY_RUN=$k.$$.;echo \"$k S\";echo \"$k P $$ $k S\">&2;exec "
         }
@@ -306,7 +310,7 @@ pub(crate) fn order_line(order: Order<'_>, marks: &Marks, watch: Watch) -> Zeroi
     }
     line.extend_from_slice(match watch {
         Watch::Own => b"; };\n".as_slice(),
-        Watch::Terminal => b"\n",
+        Watch::Terminal | Watch::Input => b"\n",
         Watch::Warden(_) if order.input => b"\n",
         Watch::Warden(_) => b"</dev/null\n",
     });

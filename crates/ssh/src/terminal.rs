@@ -24,7 +24,7 @@ use crate::pool::Sharing;
 use crate::remote::{Remote, outcome_of};
 use crate::running::{signal, signal_number};
 use crate::stream::Stream;
-use crate::supervisor::{Marks, Watch, order_line, terminal_line};
+use crate::supervisor::{Marks, Watch, order_line, unwatched_line};
 
 /// What a terminal does with bytes while the order goes through it: nothing.
 const RAW: [(Pty, u32); 8] = [
@@ -182,7 +182,7 @@ impl<'a> Session<'a> {
         let (cols, rows) = (u32::from(window.cols), u32::from(window.rows));
         let pty = write.request_pty(true, term, cols, rows, 0, 0, modes);
         pty.await.map_err(lost)?;
-        if !answered(&mut read).await {
+        if answer(&mut read).await != Some(true) {
             return Err(not_started(
                 "the server gives no terminal: PermitTTY of its sshd_config, or no-pty of the key",
             ));
@@ -192,7 +192,7 @@ impl<'a> Session<'a> {
             Program::Shell => write.request_shell(true).await.map_err(lost)?,
             Program::Command(command) => {
                 let marks = Marks::new().map_err(|_| not_started("no random bytes"))?;
-                let line = terminal_line(&vm.user, command.as_user());
+                let line = unwatched_line(&vm.user, command.as_user());
                 write.exec(true, line).await.map_err(lost)?;
                 let order = order_line(command.order(true), &marks, Watch::Terminal);
                 let order = Bytes::copy_from_slice(&order);
@@ -201,8 +201,17 @@ impl<'a> Session<'a> {
                 marker = Some(format!("{}\r\n", marks.started()).into_bytes());
             }
         }
-        if !answered(&mut read).await {
-            return Err(not_started("the server refuses to run programs"));
+        // The order is on its way.
+        match answer(&mut read).await {
+            Some(true) => {}
+            Some(false) => return Err(not_started("the server refuses to run programs")),
+            None => {
+                return Err(Error::OutcomeUnknown {
+                    vm: vm.id.to_string(),
+                    reason: "the connection was lost while the program was being started"
+                        .to_owned(),
+                });
+            }
         }
         Ok(Self {
             vm,
@@ -308,14 +317,15 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Whether the server says yes to what was asked for last.
-async fn answered(read: &mut ChannelReadHalf) -> bool {
+/// Whether the server says yes to what was asked for last; none when it can't say any more.
+async fn answer(read: &mut ChannelReadHalf) -> Option<bool> {
     while let Some(message) = read.wait().await {
         match message {
-            ChannelMsg::Success => return true,
-            ChannelMsg::Failure | ChannelMsg::Close => return false,
+            ChannelMsg::Success => return Some(true),
+            ChannelMsg::Failure => return Some(false),
+            ChannelMsg::Close => return None,
             _ => {}
         }
     }
-    false
+    None
 }

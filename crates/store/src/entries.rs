@@ -1,6 +1,8 @@
 //! Rows of what people added to zones' gateways.
 
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use api::{HostName, InstanceName, ZoneName};
 use async_trait::async_trait;
@@ -14,19 +16,52 @@ use crate::{SqliteStore, failed, from_json, to_json, word};
 
 type Tx = Transaction<'static, Sqlite>;
 
+/// More texts than this beside those that are there are forgotten.
+const MOST_FORMER: usize = 256;
+
+/// What rows were read as, by their text: most of them are the same the next time, and understanding them takes longer
+/// than reading them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Known(Arc<Mutex<HashMap<ZoneName, HashMap<String, Entry>>>>);
+
+impl Known {
+    /// The entries of rows, one a line.
+    fn entries(&self, zone: &ZoneName, rows: &str) -> Result<Vec<Entry>, StoreError> {
+        let mut zones = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = zones.entry(zone.clone()).or_default();
+        let mut entries = Vec::new();
+        for row in rows.lines() {
+            let entry = match known.get(row) {
+                Some(entry) => entry.clone(),
+                None => {
+                    let entry: Entry = from_json(row)?;
+                    known.insert(row.to_owned(), entry.clone());
+                    entry
+                }
+            };
+            entries.push(entry);
+        }
+        if known.len() > entries.len().saturating_add(MOST_FORMER) {
+            let there: HashSet<&str> = rows.lines().collect();
+            known.retain(|row, _| there.contains(row.as_str()));
+        }
+        Ok(entries)
+    }
+}
+
 #[async_trait]
 impl EntryStore for SqliteStore {
     async fn entries(&self, zone: &ZoneName) -> Result<Vec<Entry>, StoreError> {
         // As one row: each row goes from the database's thread to this one by itself, which for a thousand takes longer
-        // than all the rest.
-        let (all,): (String,) = sqlx::query_as(
-            "SELECT json_group_array(json(entry) ORDER BY key) FROM gateway_entries WHERE zone = ?",
+        // than all the rest. A row is one line, since JSON has no raw newlines.
+        let (rows,): (Option<String>,) = sqlx::query_as(
+            "SELECT group_concat(entry, char(10) ORDER BY key) FROM gateway_entries WHERE zone = ?",
         )
         .bind(zone.as_str())
         .fetch_one(&self.pool)
         .await
         .map_err(failed("list the gateway's entries"))?;
-        from_json(&all)
+        self.known.entries(zone, &rows.unwrap_or_default())
     }
 
     async fn entry(&self, zone: &ZoneName, key: &str) -> Result<Option<Entry>, StoreError> {
@@ -280,4 +315,41 @@ async fn holder_of(
     .await
     .map_err(failed("look for an address"))?;
     Ok(row.map(|(holder,)| holder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::gateway::entry::RouteEntry;
+
+    #[test]
+    fn rows_are_read_as_they_are_now_and_former_ones_are_forgotten() {
+        let row = |host: u16, port: u16| {
+            let route = RouteEntry {
+                host: format!("r{host}.prox.local").parse().unwrap(),
+                instance: api::InstanceId::from_bytes([1; 8]),
+                port,
+                policy: Default::default(),
+            };
+            to_json(&Entry::Route(route)).unwrap()
+        };
+        let (known, zone) = (Known::default(), "default".parse().unwrap());
+        let ports = |rows: &[String]| -> Vec<u16> {
+            let entries = known.entries(&zone, &rows.join("\n")).unwrap();
+            let port = |entry: &Entry| match entry {
+                Entry::Route(route) => route.port,
+                other => panic!("{other:?}"),
+            };
+            entries.iter().map(port).collect()
+        };
+        assert_eq!(ports(&[]), [0; 0]);
+        assert_eq!(ports(&[row(1, 80), row(2, 80)]), [80, 80]);
+        assert_eq!(ports(&[row(1, 81), row(2, 80)]), [81, 80]);
+        for port in 1..1000 {
+            assert_eq!(ports(&[row(1, port)]), [port]);
+        }
+        let kept = known.0.lock().unwrap()[&zone].len();
+        assert!(kept <= MOST_FORMER + 2, "{kept}");
+        assert!(known.entries(&zone, "{").is_err());
+    }
 }

@@ -36,6 +36,7 @@ pub struct SqliteStore {
     /// For events: they tell and decide nothing, so none of them waits for the disk. They outlive this
     /// process; before a power cut they are safe with the next change of a record.
     events: SqlitePool,
+    known: entries::Known,
     #[cfg(debug_assertions)]
     faults: fault_points::FaultPoints,
 }
@@ -66,6 +67,7 @@ impl SqliteStore {
         let store = Self {
             pool: pool(4, options.clone()).await?,
             events: pool(1, options.synchronous(SqliteSynchronous::Normal)).await?,
+            known: entries::Known::default(),
             #[cfg(debug_assertions)]
             faults: fault_points::FaultPoints::from_environment(),
         };

@@ -170,9 +170,10 @@ impl Remote {
             (!authorized::holds(text, &blob)).then(|| authorized::with(text, b"", &line))
         })
         .await?;
-        let closed = match host::knock(self, vm, Offer::Bare(own)).await? {
-            Door::Open => return Ok(added),
-            Door::Closed(why) => why,
+        let closed = match host::knock(self, vm, Offer::Bare(own)).await {
+            Ok(Door::Open) => return Ok(added),
+            Ok(Door::Closed(why)) => why,
+            Err(error) => return Err(error.after(added)),
         };
         let mut reason = format!("its key stands in authorized_keys and lets nobody in: {closed}");
         if added {

@@ -374,11 +374,24 @@ impl Rotation<'_> {
     async fn stage(&self, login: &Path) -> Result<(), Error> {
         let (old, _) = encoded(self.vm, &self.old_key()?)?;
         let (new, line) = encoded(self.vm, &self.new_key()?)?;
+        let stands = std::cell::Cell::new(true);
         self.edit(login, |text| {
+            // The options of a line that is elsewhere are not known, and without them the new key could do more.
+            stands.set(authorized::holds(text, &old) || authorized::holds(text, &new));
+            if !stands.get() {
+                return None;
+            }
             let options = authorized::options_of(text, &old).unwrap_or_default();
             (!authorized::holds(text, &new)).then(|| authorized::with(text, options, &line))
         })
-        .await
+        .await?;
+        if stands.get() {
+            return Ok(());
+        }
+        let reason =
+            "the key that lets in is not in ~/.ssh/authorized_keys; nothing was changed there";
+        let hint = "the host knows it from elsewhere (another AuthorizedKeysFile): put it into that file, then --roll-back and rotate again";
+        Err(keys_error(self.vm, reason.to_owned(), hint))
     }
 
     fn swap(&self) -> Result<(), Error> {

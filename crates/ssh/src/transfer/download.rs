@@ -136,6 +136,7 @@ async fn open_part(target: &Path, what: &[u8], most: Option<u64>) -> io::Result<
                 .append(true)
                 .custom_flags(flags)
                 .open(&path)?;
+            hold(&file, &path)?;
             let (digest, length) = digest_of((&mut file).take(size))?;
             return Ok(Part {
                 file,
@@ -153,6 +154,7 @@ async fn open_part(target: &Path, what: &[u8], most: Option<u64>) -> io::Result<
             .create_new(true)
             .mode(0o600)
             .open(&path)?;
+        hold(&file, &path)?;
         Ok(Part {
             file,
             path,
@@ -161,6 +163,21 @@ async fn open_part(target: &Path, what: &[u8], most: Option<u64>) -> io::Result<
         })
     });
     opened.await.map_err(io::Error::other)?
+}
+
+/// Until it is closed nobody else writes to it: a part file's name follows from what is fetched, so a second download of
+/// the same would.
+pub(super) fn hold(file: &File, path: &Path) -> io::Result<()> {
+    let held = rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    let ours = |there: fs::Metadata| -> io::Result<bool> {
+        let file = file.metadata()?;
+        Ok((file.dev(), file.ino()) == (there.dev(), there.ino()))
+    };
+    // Another one may have put it in place between its opening and the lock.
+    if held.is_ok() && fs::symlink_metadata(path).and_then(ours)? {
+        return Ok(());
+    }
+    Err(io::Error::other("another download of the same is going on"))
 }
 
 /// Appends what is missing. What came before a connection was cut stays in the part file.
@@ -273,5 +290,26 @@ pub(super) fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_being_fetched_is_not_fetched_by_another_at_the_same_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("file");
+        let open = async || open_part(&target, b"vm01:/file", Some(10)).await;
+        let mut first = open().await.unwrap();
+        first.file.write_all(b"one").unwrap();
+        let error = open().await.err().unwrap().to_string();
+        assert!(error.contains("another download"), "{error}");
+        // Put in place between the opening and the lock: it is nobody's part any more.
+        fs::rename(&first.path, &target).unwrap();
+        assert!(hold(&first.file, &first.path).is_err());
+        drop(first);
+        assert_eq!(open().await.unwrap().length, 0);
     }
 }

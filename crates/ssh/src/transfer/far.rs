@@ -9,7 +9,7 @@ use crate::command::{Chunk, Command, Finished, Input, Output};
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::hosts::Vm;
-use crate::running::{self, Limit};
+use crate::running::{Begun, Limit};
 
 /// `sum FILE` prints a line with the SHA-256 of what it reads from the file, or nothing.
 pub(super) const SUM: &str = "sum() { \
@@ -31,7 +31,7 @@ pub(crate) struct Far<'a> {
 }
 
 impl Far<'_> {
-    /// Runs a script of ours, which may use [`SUM`].
+    /// Runs a script of ours, which may use [`SUM`]. One that gets a stream does nothing but take it to its end.
     pub async fn script(
         &self,
         script: &'static str,
@@ -58,8 +58,12 @@ impl Far<'_> {
             .env("LC_ALL", "C")
             .map_err(|e| invalid(e.to_string()))?;
         let channel = self.connection.channel().await?;
-        let finished =
-            running::run(id, &self.vm.user, channel, &command, input, output, limit).await?;
+        let login = self.vm.user.as_str();
+        let begun = match &input {
+            Input::Stream(_) => Begun::fed(id, login, channel, &command).await?,
+            Input::None | Input::Bytes(_) => Begun::on(id, login, channel, &command, None).await?,
+        };
+        let finished = begun.run(&command, input, output, limit).await?;
         if finished.timed_out {
             return Err(Error::OutcomeUnknown {
                 vm: id.to_owned(),

@@ -11,12 +11,13 @@ use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps};
 use sha2::{Digest as _, Sha256};
 
-use super::download::parent_of;
+use super::download::{hold, parent_of};
 use super::tree::{Entry, Kind, Tree};
 use super::{Meter, Progress, digest_of};
 
@@ -24,6 +25,8 @@ use super::{Meter, Progress, digest_of};
 #[derive(Debug, Clone)]
 pub(super) struct Staging {
     path: PathBuf,
+    /// Locked as long as we write into it.
+    _held: Arc<File>,
 }
 
 impl Staging {
@@ -52,6 +55,8 @@ impl Staging {
         } else {
             make(&path)?;
         }
+        let held = File::open(&path)?;
+        hold(&held, &path)?;
         let mut there = Vec::with_capacity(tree.entries.len());
         for entry in &tree.entries {
             let at = entry.below(&path);
@@ -71,7 +76,11 @@ impl Staging {
             }
             there.push(None);
         }
-        Ok((Self { path }, there))
+        let staging = Self {
+            path,
+            _held: Arc::new(held),
+        };
+        Ok((staging, there))
     }
 
     pub fn path(&self) -> &Path {

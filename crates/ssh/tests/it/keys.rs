@@ -223,6 +223,25 @@ async fn a_revoked_key_that_still_gets_in_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_one_factor_of_two_is_not_taken_for_a_refused_one() {
+    if !can_run() {
+        return;
+    }
+    let extra = tempfile::tempdir().unwrap();
+    let elsewhere = extra.path().join("keys");
+    let sshd = managed_with(&format!(
+        "AuthenticationMethods publickey,password\nPasswordAuthentication yes\nAuthorizedKeysFile {}",
+        elsewhere.display()
+    ));
+    let remote = sshd.remote().await;
+    remote.init_key("vm01", None).await.unwrap();
+    fs::copy(sshd.path("keys/vm01.pub"), &elsewhere).unwrap();
+    let kept = remote.revoke_key("vm01", None, true).await.unwrap_err();
+    assert!(kept.to_string().contains("second factor"), "{kept}");
+    assert!(sshd.path("keys/vm01").exists(), "it was deleted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refused_hosts_have_no_keys() {
     if !can_run() {
         return;
