@@ -167,8 +167,8 @@ impl<S: System> Gateway<S> {
         Ok(progress)
     }
 
-    /// Where everything else held already and is the same. What somebody did to that since is found by who looks at
-    /// the appliance from time to time, and mended by a state without a change.
+    /// Where everything else held already and is the same. What somebody did to that since is mended by the next state
+    /// that changes anything else, or nothing.
     async fn change_routes(
         &self,
         change: RouteChange<'_>,
